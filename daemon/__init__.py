@@ -1,0 +1,1 @@
+"""The daemon: names, records, arranges. DESIGN.md says why; app.py is the composition root."""

@@ -1,0 +1,1 @@
+"""shimctl: a client only; imports no trio."""

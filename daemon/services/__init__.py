@@ -1,0 +1,1 @@
+"""One module per API service; handlers know no transport."""

@@ -1,0 +1,223 @@
+import datetime
+
+from google.protobuf import any_pb2 as _any_pb2
+from google.protobuf import empty_pb2 as _empty_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class ExitSource(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    EXIT_SOURCE_UNKNOWN: _ClassVar[ExitSource]
+    EXIT_SOURCE_WAITID: _ClassVar[ExitSource]
+    EXIT_SOURCE_KEEPER: _ClassVar[ExitSource]
+    EXIT_SOURCE_PIDFD: _ClassVar[ExitSource]
+
+class LogStream(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    LOG_STREAM_UNSPECIFIED: _ClassVar[LogStream]
+    LOG_STREAM_STDOUT: _ClassVar[LogStream]
+    LOG_STREAM_STDERR: _ClassVar[LogStream]
+EXIT_SOURCE_UNKNOWN: ExitSource
+EXIT_SOURCE_WAITID: ExitSource
+EXIT_SOURCE_KEEPER: ExitSource
+EXIT_SOURCE_PIDFD: ExitSource
+LOG_STREAM_UNSPECIFIED: LogStream
+LOG_STREAM_STDOUT: LogStream
+LOG_STREAM_STDERR: LogStream
+
+class ExitRecord(_message.Message):
+    __slots__ = ("container_id", "exec_id", "seq", "pid", "code", "signal", "source", "oom", "core_dumped", "started_at", "exited_at", "pid_start_ticks", "boot_id", "incarnation")
+    CONTAINER_ID_FIELD_NUMBER: _ClassVar[int]
+    EXEC_ID_FIELD_NUMBER: _ClassVar[int]
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    SIGNAL_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    OOM_FIELD_NUMBER: _ClassVar[int]
+    CORE_DUMPED_FIELD_NUMBER: _ClassVar[int]
+    STARTED_AT_FIELD_NUMBER: _ClassVar[int]
+    EXITED_AT_FIELD_NUMBER: _ClassVar[int]
+    PID_START_TICKS_FIELD_NUMBER: _ClassVar[int]
+    BOOT_ID_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    container_id: str
+    exec_id: str
+    seq: int
+    pid: int
+    code: int
+    signal: int
+    source: ExitSource
+    oom: bool
+    core_dumped: bool
+    started_at: _timestamp_pb2.Timestamp
+    exited_at: _timestamp_pb2.Timestamp
+    pid_start_ticks: int
+    boot_id: str
+    incarnation: str
+    def __init__(self, container_id: _Optional[str] = ..., exec_id: _Optional[str] = ..., seq: _Optional[int] = ..., pid: _Optional[int] = ..., code: _Optional[int] = ..., signal: _Optional[int] = ..., source: _Optional[_Union[ExitSource, str]] = ..., oom: _Optional[bool] = ..., core_dumped: _Optional[bool] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping[str, object]]] = ..., exited_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping[str, object]]] = ..., pid_start_ticks: _Optional[int] = ..., boot_id: _Optional[str] = ..., incarnation: _Optional[str] = ...) -> None: ...
+
+class InfoRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class InfoResponse(_message.Message):
+    __slots__ = ("version", "pid", "namespace", "container_id", "bundle", "incarnation", "journal_seq", "acked_seq", "started_at", "log_bytes", "dropped_bytes", "attached", "processes", "runtime")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    CONTAINER_ID_FIELD_NUMBER: _ClassVar[int]
+    BUNDLE_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    JOURNAL_SEQ_FIELD_NUMBER: _ClassVar[int]
+    ACKED_SEQ_FIELD_NUMBER: _ClassVar[int]
+    STARTED_AT_FIELD_NUMBER: _ClassVar[int]
+    LOG_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ATTACHED_FIELD_NUMBER: _ClassVar[int]
+    PROCESSES_FIELD_NUMBER: _ClassVar[int]
+    RUNTIME_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    pid: int
+    namespace: str
+    container_id: str
+    bundle: str
+    incarnation: str
+    journal_seq: int
+    acked_seq: int
+    started_at: _timestamp_pb2.Timestamp
+    log_bytes: int
+    dropped_bytes: int
+    attached: int
+    processes: int
+    runtime: str
+    def __init__(self, version: _Optional[str] = ..., pid: _Optional[int] = ..., namespace: _Optional[str] = ..., container_id: _Optional[str] = ..., bundle: _Optional[str] = ..., incarnation: _Optional[str] = ..., journal_seq: _Optional[int] = ..., acked_seq: _Optional[int] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping[str, object]]] = ..., log_bytes: _Optional[int] = ..., dropped_bytes: _Optional[int] = ..., attached: _Optional[int] = ..., processes: _Optional[int] = ..., runtime: _Optional[str] = ...) -> None: ...
+
+class FollowRequest(_message.Message):
+    __slots__ = ("after_seq",)
+    AFTER_SEQ_FIELD_NUMBER: _ClassVar[int]
+    after_seq: int
+    def __init__(self, after_seq: _Optional[int] = ...) -> None: ...
+
+class JournalRecord(_message.Message):
+    __slots__ = ("seq", "at", "topic", "event", "exit", "incarnation")
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    AT_FIELD_NUMBER: _ClassVar[int]
+    TOPIC_FIELD_NUMBER: _ClassVar[int]
+    EVENT_FIELD_NUMBER: _ClassVar[int]
+    EXIT_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    seq: int
+    at: _timestamp_pb2.Timestamp
+    topic: str
+    event: _any_pb2.Any
+    exit: ExitRecord
+    incarnation: str
+    def __init__(self, seq: _Optional[int] = ..., at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping[str, object]]] = ..., topic: _Optional[str] = ..., event: _Optional[_Union[_any_pb2.Any, _Mapping[str, object]]] = ..., exit: _Optional[_Union[ExitRecord, _Mapping[str, object]]] = ..., incarnation: _Optional[str] = ...) -> None: ...
+
+class AckRequest(_message.Message):
+    __slots__ = ("seq",)
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    seq: int
+    def __init__(self, seq: _Optional[int] = ...) -> None: ...
+
+class ExitsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ExitsResponse(_message.Message):
+    __slots__ = ("exits",)
+    EXITS_FIELD_NUMBER: _ClassVar[int]
+    exits: _containers.RepeatedCompositeFieldContainer[ExitRecord]
+    def __init__(self, exits: _Optional[_Iterable[_Union[ExitRecord, _Mapping[str, object]]]] = ...) -> None: ...
+
+class LogsRequest(_message.Message):
+    __slots__ = ("follow", "tail", "since", "until")
+    FOLLOW_FIELD_NUMBER: _ClassVar[int]
+    TAIL_FIELD_NUMBER: _ClassVar[int]
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_FIELD_NUMBER: _ClassVar[int]
+    follow: bool
+    tail: int
+    since: _timestamp_pb2.Timestamp
+    until: _timestamp_pb2.Timestamp
+    def __init__(self, follow: _Optional[bool] = ..., tail: _Optional[int] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping[str, object]]] = ..., until: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping[str, object]]] = ...) -> None: ...
+
+class LogRecord(_message.Message):
+    __slots__ = ("at", "stream", "data")
+    AT_FIELD_NUMBER: _ClassVar[int]
+    STREAM_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    at: _timestamp_pb2.Timestamp
+    stream: LogStream
+    data: bytes
+    def __init__(self, at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping[str, object]]] = ..., stream: _Optional[_Union[LogStream, str]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class AttachInput(_message.Message):
+    __slots__ = ("open", "stdin", "resize", "close_stdin")
+    OPEN_FIELD_NUMBER: _ClassVar[int]
+    STDIN_FIELD_NUMBER: _ClassVar[int]
+    RESIZE_FIELD_NUMBER: _ClassVar[int]
+    CLOSE_STDIN_FIELD_NUMBER: _ClassVar[int]
+    open: AttachOpen
+    stdin: bytes
+    resize: Resize
+    close_stdin: bool
+    def __init__(self, open: _Optional[_Union[AttachOpen, _Mapping[str, object]]] = ..., stdin: _Optional[bytes] = ..., resize: _Optional[_Union[Resize, _Mapping[str, object]]] = ..., close_stdin: _Optional[bool] = ...) -> None: ...
+
+class AttachOpen(_message.Message):
+    __slots__ = ("exec_id", "stdin", "output", "backpressure", "replay_bytes")
+    EXEC_ID_FIELD_NUMBER: _ClassVar[int]
+    STDIN_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    BACKPRESSURE_FIELD_NUMBER: _ClassVar[int]
+    REPLAY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    exec_id: str
+    stdin: bool
+    output: bool
+    backpressure: bool
+    replay_bytes: int
+    def __init__(self, exec_id: _Optional[str] = ..., stdin: _Optional[bool] = ..., output: _Optional[bool] = ..., backpressure: _Optional[bool] = ..., replay_bytes: _Optional[int] = ...) -> None: ...
+
+class Resize(_message.Message):
+    __slots__ = ("width", "height")
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    width: int
+    height: int
+    def __init__(self, width: _Optional[int] = ..., height: _Optional[int] = ...) -> None: ...
+
+class AttachOutput(_message.Message):
+    __slots__ = ("opened", "stdout", "stderr", "exited", "cut")
+    OPENED_FIELD_NUMBER: _ClassVar[int]
+    STDOUT_FIELD_NUMBER: _ClassVar[int]
+    STDERR_FIELD_NUMBER: _ClassVar[int]
+    EXITED_FIELD_NUMBER: _ClassVar[int]
+    CUT_FIELD_NUMBER: _ClassVar[int]
+    opened: AttachOpened
+    stdout: bytes
+    stderr: bytes
+    exited: ExitRecord
+    cut: AttachCut
+    def __init__(self, opened: _Optional[_Union[AttachOpened, _Mapping[str, object]]] = ..., stdout: _Optional[bytes] = ..., stderr: _Optional[bytes] = ..., exited: _Optional[_Union[ExitRecord, _Mapping[str, object]]] = ..., cut: _Optional[_Union[AttachCut, _Mapping[str, object]]] = ...) -> None: ...
+
+class AttachOpened(_message.Message):
+    __slots__ = ("terminal",)
+    TERMINAL_FIELD_NUMBER: _ClassVar[int]
+    terminal: bool
+    def __init__(self, terminal: _Optional[bool] = ...) -> None: ...
+
+class AttachCut(_message.Message):
+    __slots__ = ("reason", "missed_bytes")
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    MISSED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    missed_bytes: int
+    def __init__(self, reason: _Optional[str] = ..., missed_bytes: _Optional[int] = ...) -> None: ...
