@@ -1,0 +1,106 @@
+#!/usr/bin/env bash
+# Make this checkout ready to run on a bare Debian 12 (or newer): system packages by apt, a virtual environment by venv and pip.
+# Says what it does while it does it and skips what is there. Usage: .ci/setup.sh [run|dev|fuzz|bench]
+#   run    what `make demo` needs (default)     dev    the test and lint tools on top
+#   fuzz   dev and the fuzzer                   bench  run, and containerd to measure beside
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+what=${1:-run}
+venv=${VENV:-$here/.venv}
+case $what in run | dev | fuzz | bench) ;; *) echo "usage: .ci/setup.sh [run|dev|fuzz|bench]" >&2; exit 2 ;; esac
+
+say() { printf 'setup: %s\n' "$*"; }
+die() { printf 'setup: %s\n' "$*" >&2; exit 1; }
+
+# --- system packages ------------------------------------------------------------------------------------------------
+
+# Is the thing a package is wanted for there? A runc from elsewhere is as good as Debian's, so look for the thing first.
+has_package() {
+    case $1 in
+        runc | gcc) command -v "$1" >/dev/null ;;
+        busybox-static) busybox_is_static ;;
+        libcap-dev) [ -e /usr/include/sys/capability.h ] ;;
+        ca-certificates) [ -s /etc/ssl/certs/ca-certificates.crt ] ;;
+        containerd) command -v containerd >/dev/null && command -v ctr >/dev/null && command -v containerd-shim-runc-v2 >/dev/null ;;
+        *) [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ] ;;
+    esac
+}
+
+# The root file systems of the demo and the tests hold nothing but busybox, so it must not want a libc. An ELF program
+# that wants one names its loader in a PT_INTERP segment.
+busybox_is_static() {
+    local path
+    path=$(command -v busybox) && ! LC_ALL=C grep -qa -m1 'ld-linux\|ld-musl' <(head -c 4096 "$path")
+}
+
+apt_install() {
+    command -v apt-get >/dev/null || die "this machine has no apt-get; please install the equivalents of: $*"
+    [ "$(id -u)" = 0 ] || die "some system packages are missing and only root can install them. Run: sudo apt-get install $*"
+    say "installing system packages: $*"
+    export DEBIAN_FRONTEND=noninteractive
+    local install=(apt-get install -y -qq --no-install-recommends -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=300 "$@")
+    local log
+    log=$(mktemp)
+    # No lists yet, or lists older than the archive: fetch them and try once more.
+    if ! "${install[@]}" >"$log" 2>&1; then
+        say "refreshing apt's package lists first"
+        apt-get update -qq -o DPkg::Lock::Timeout=300 >"$log" 2>&1 || say "apt-get update complained; going on with what it has"
+        "${install[@]}" >"$log" 2>&1 || { cat "$log" >&2; rm -f "$log"; die "apt-get could not install: $*"; }
+    fi
+    rm -f "$log"
+}
+
+want=(runc busybox-static libcap-dev gcc libc6-dev ca-certificates)
+[ "$what" = bench ] && want+=(containerd)
+missing=()
+for package in "${want[@]}"; do
+    has_package "$package" || missing+=("$package")
+done
+[ ${#missing[@]} = 0 ] || apt_install "${missing[@]}"
+hash -r
+
+# --- a Python: 3.11 or newer, with venv and headers (python-prctl is compiled) -----------------------------------------
+
+is_new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
+is_complete() {
+    "$1" -c 'import os, sys, sysconfig, ensurepip, venv
+sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' 2>/dev/null
+}
+
+find_python() {
+    local name path
+    for name in ${PYTHON:-} python3 python3.14 python3.13 python3.12 python3.11 /usr/bin/python3; do
+        path=$(command -v "$name") && is_new_enough "$path" && is_complete "$path" && { echo "$path"; return; }
+    done
+    return 1
+}
+
+stamp_text() { cat "$here/pyproject.toml" "$here/.ci/setup.sh" | cksum; }
+stamp=$venv/.ready-$what
+[ "$what" = bench ] && stamp=$venv/.ready-run
+if [ -x "$venv/bin/python" ] && "$venv/bin/python" -c '' 2>/dev/null && [ "$(cat "$stamp" 2>/dev/null)" = "$(stamp_text)" ]; then
+    exit 0
+fi
+
+if ! python=$(find_python); then
+    apt_install python3 python3-venv python3-dev
+    hash -r
+    python=$(PYTHON=/usr/bin/python3 find_python) || die "found no Python 3.11 or newer with venv and headers; name one with PYTHON=/path/to/python3"
+fi
+
+if ! { [ -x "$venv/bin/python" ] && is_new_enough "$venv/bin/python" && "$venv/bin/python" -m pip --version >/dev/null 2>&1; }; then
+    say "making a virtual environment at $venv with $("$python" --version) ($python)"
+    rm -rf "$venv"
+    "$python" -m venv "$venv"
+fi
+
+case $what in run | bench) extra="" ;; dev) extra="[dev]" ;; fuzz) extra="[dev,fuzz]" ;; esac
+say "installing shimd$extra and its dependencies into it (pip)"
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+"$venv/bin/python" -m pip install --editable "$here$extra" >"$log" 2>&1 || { cat "$log" >&2; die "pip could not install shimd$extra; its words are above"; }
+stamp_text >"$stamp"
+case $what in dev | fuzz) stamp_text >"$venv/.ready-run" ;; esac
+say "ready"
