@@ -1,0 +1,120 @@
+"""The leak check finds what it is there to find, and removes it; each test cleans up by the very function it checks."""
+
+import os
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.support import leaks
+from tests.support.waiting import wait_until
+
+
+@pytest.fixture
+def session() -> leaks.Session:
+    """The session these tests run in, seen as one that has the machine to itself."""
+    folder = os.environ["TMPDIR"]
+    return leaks.Session(os.environ[leaks.MARK], folder, is_alone=True)
+
+
+@pytest.fixture
+def found_after(session: leaks.Session) -> Iterator[Callable[[Callable[[], object]], leaks.Leaks]]:
+    """Do something and tell what it left."""
+    made: list[leaks.Leaks] = []
+
+    def act(do: Callable[[], object]) -> leaks.Leaks:
+        before = leaks.look(session)
+        do()
+        made.append(leaks.compare(session, before, leaks.look(session)))
+        return made[-1]
+
+    yield act
+    for found in made:
+        leaks.clear(session, found)
+
+
+def test_a_daemonised_process_is_known_by_its_environment(found_after, session) -> None:
+    """A grandchild in its own session, fallen to another parent, is still ours."""
+
+    def daemonise() -> None:
+        subprocess.run(["sh", "-c", "setsid sleep 1000 </dev/null >/dev/null 2>&1 &"], check=True)
+        wait_until(lambda: "sleep 1000" in leaks.processes(session).values(), what="the grandchild")
+
+    found = found_after(daemonise)
+
+    assert list(found.processes.values()) == ["sleep 1000"]
+
+
+def test_a_child_nobody_waited_for_is_told(found_after) -> None:
+    def leave_zombie() -> None:
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0)
+        wait_until(lambda: os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT), what="the child's end")
+
+    found = found_after(leave_zombie)
+
+    assert list(found.processes.values()) == ["a child nobody waited for"]
+
+
+def test_a_mount_and_its_folder_are_told(found_after) -> None:
+    path = tempfile.mkdtemp(prefix="m")
+
+    found = found_after(lambda: subprocess.run(["mount", "-t", "tmpfs", "none", path], check=True))
+
+    assert [path] == found.mounts
+    leaks.clear(leaks.Session("", os.environ["TMPDIR"], is_alone=True), found)
+    os.rmdir(path)
+
+
+def test_cgroups_are_told_with_all_their_children(found_after, session: leaks.Session) -> None:
+    root = leaks.cgroup_roots()[0]
+    path = os.path.join(root, session.tag, "inner")
+
+    found = found_after(lambda: os.makedirs(path))
+
+    assert [os.path.dirname(path), path] == found.cgroups
+
+
+def test_an_open_descriptor_is_told(found_after) -> None:
+    opened: list[int] = []
+
+    found = found_after(lambda: opened.append(os.open("/dev/null", os.O_RDONLY)))
+
+    assert [f"{opened[0]} → /dev/null"] == found.fds
+    os.close(opened[0])
+
+
+def test_clearing_ends_what_was_found(session: leaks.Session) -> None:
+    before = leaks.look(session)
+    child = subprocess.Popen(["sleep", "1000"])
+    path = tempfile.mkdtemp(prefix="m")
+
+    leaks.remove(session, before, leaks.compare(session, before, leaks.look(session)))
+
+    assert not leaks.compare(session, before, leaks.look(session))
+    assert not os.path.exists(path)
+    child.returncode = -9  # reaped by clear, behind the object's back
+
+
+def test_a_killed_session_is_swept_by_the_next_one() -> None:
+    """Its owner's pid is taken by another process: the start time tells."""
+    folder = os.path.join(os.environ["TMPDIR"], leaks.FOLDER_PREFIX + "dead")
+    os.mkdir(folder)
+    with open(os.path.join(folder, "owner"), "w", encoding="ascii") as file:
+        file.write(f"{os.getpid()} 12345 run-of-the-dead")
+
+    assert [folder] == leaks.sweep_stale()
+    assert not os.path.exists(folder)
+
+
+def test_a_living_session_is_not_swept() -> None:
+    folder = os.path.join(os.environ["TMPDIR"], leaks.FOLDER_PREFIX + "living")
+    os.mkdir(folder)
+    with open(os.path.join(folder, "owner"), "w", encoding="ascii") as file:
+        file.write(f"{os.getpid()} {leaks.started_at(os.getpid())} run-of-the-living")
+
+    assert leaks.sweep_stale() == []
+    os.unlink(os.path.join(folder, "owner"))
+    os.rmdir(folder)
