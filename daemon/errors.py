@@ -1,0 +1,57 @@
+"""Named errors of the daemon: each carries one kind, and a sentence that says what to do next.
+
+Handlers raise them as they are: a StatusError is the wire's own error, so nothing is translated twice.
+"""
+
+from ttrpc.errors import StatusError
+from ttrpc.status import Code
+
+
+class StoreFull(StatusError):
+    """The file system under the store has no room (or hit a quota). Nothing was changed; reads go on."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(Code.RESOURCE_EXHAUSTED, f"no space left for {path}: free some, then try again")
+
+
+class StoreFailed(StatusError):
+    """The store refused for a reason that is not the caller's: I/O error, damage, a lock that never came free."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(Code.INTERNAL, f"store {path}: {reason}")
+
+
+def invalid_argument(message: str) -> StatusError:
+    return StatusError(Code.INVALID_ARGUMENT, message)
+
+
+def not_found(message: str) -> StatusError:
+    return StatusError(Code.NOT_FOUND, message)
+
+
+def already_exists(message: str) -> StatusError:
+    return StatusError(Code.ALREADY_EXISTS, message)
+
+
+def failed_precondition(message: str) -> StatusError:
+    return StatusError(Code.FAILED_PRECONDITION, message)
+
+
+def unavailable(message: str) -> StatusError:
+    return StatusError(Code.UNAVAILABLE, message)
+
+
+def aborted(message: str) -> StatusError:
+    return StatusError(Code.ABORTED, message)
+
+
+def resource_exhausted(message: str) -> StatusError:
+    return StatusError(Code.RESOURCE_EXHAUSTED, message)
+
+
+def unimplemented(message: str) -> StatusError:
+    return StatusError(Code.UNIMPLEMENTED, message)
+
+
+def unknown(message: str) -> StatusError:
+    return StatusError(Code.UNKNOWN, message)

@@ -1,0 +1,84 @@
+"""Structured logs: one line per record, text or JSON, with the fields of whatever is being done.
+
+``bind(ns=…, id=…, call=…)`` adds fields to every record of the current task and of the tasks it starts; ``extra``
+of a single logging call adds to that record alone.
+"""
+
+import contextlib
+import contextvars
+import datetime
+import json
+import logging
+import sys
+from collections.abc import Iterator
+
+_fields: contextvars.ContextVar[tuple[tuple[str, object], ...]] = contextvars.ContextVar("log_fields", default=())
+
+# What every LogRecord has; anything else on one came with `extra`.
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+LEVELS = ("debug", "info", "warning", "error")
+
+
+@contextlib.contextmanager
+def bind(**fields: object) -> Iterator[None]:
+    """Add fields to all records within. Nested fields of one name replace outer ones."""
+    merged = dict(_fields.get())
+    merged.update(fields)
+    token = _fields.set(tuple(merged.items()))
+    try:
+        yield
+    finally:
+        _fields.reset(token)
+
+
+def _fields_of(record: logging.LogRecord) -> dict[str, object]:
+    fields: dict[str, object] = dict(_fields.get())
+    fields.update((key, value) for key, value in vars(record).items() if key not in _STANDARD)
+    return fields
+
+
+def _moment(record: logging.LogRecord) -> str:
+    at = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
+    return at.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object per record: time, level, logger, msg, the bound fields, and `error` for a traceback."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "time": _moment(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "msg": record.getMessage(),
+        }
+        line.update(_fields_of(record))
+        if record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str, ensure_ascii=False)
+
+
+class TextFormatter(logging.Formatter):
+    """``time LEVEL message key=value …``; a traceback follows on lines of its own."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = "".join(f" {key}={_quoted(value)}" for key, value in _fields_of(record).items())
+        line = f"{_moment(record)} {record.levelname:<7} {record.getMessage()}{fields}"
+        if record.exc_info:
+            line += "\n" + self.formatException(record.exc_info)
+        return line
+
+
+def _quoted(value: object) -> str:
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if not text or any(c in text for c in ' "=\n') else text
+
+
+def set_up(level: str, form: str) -> None:
+    """Send all records from ``level`` up to standard error as ``text`` or ``json``."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    logging.raiseExceptions = False  # a full disk under our own log must not become a second error

@@ -1,0 +1,136 @@
+"""The event journal and the exit records: appended, never changed, pruned from the old end."""
+
+import sqlite3
+
+from daemon.store.records import NewEvent, NewExit, StoredEvent, StoredExit
+
+_PRUNED = "events.pruned_through"
+
+
+def append(connection: sqlite3.Connection, event: NewEvent) -> bool:
+    """Store an event; False when this journal record was stored before."""
+    cursor = connection.execute(
+        "INSERT OR IGNORE INTO events (at_ns, ns, topic, type_url, value, exit, incarnation, shim_seq) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            event.at_ns,
+            event.ns,
+            event.topic,
+            event.type_url,
+            event.value,
+            event.exit,
+            event.incarnation,
+            event.shim_seq,
+        ),
+    )
+    return cursor.rowcount == 1
+
+
+def page(connection: sqlite3.Connection, after_seq: int, limit: int, ns: str | None = None) -> list[StoredEvent]:
+    """Up to ``limit`` events after a cursor, oldest first; of one namespace, or of all."""
+    where, values = ("AND ns = ? ", (ns,)) if ns is not None else ("", ())
+    rows = connection.execute(
+        "SELECT seq, at_ns, ns, topic, type_url, value, exit FROM events WHERE seq > ? "  # noqa: S608 - constants
+        f"{where}ORDER BY seq LIMIT ?",
+        (after_seq, *values, limit),
+    )
+    return [StoredEvent(*row) for row in rows]
+
+
+def newest_seq(connection: sqlite3.Connection) -> int:
+    """The highest number ever given, also when that event was pruned; 0 when there was none."""
+    found = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'events'").fetchone()
+    return int(found[0]) if found else 0
+
+
+def oldest_seq(connection: sqlite3.Connection) -> int:
+    """The oldest event still stored; 0 when there is none."""
+    (found,) = connection.execute("SELECT min(seq) FROM events").fetchone()
+    return int(found or 0)
+
+
+def pruned_through(connection: sqlite3.Connection) -> int:
+    """The newest event that was pruned: a cursor before it has missed something. 0: nothing ever was."""
+    found = connection.execute("SELECT value FROM meta WHERE key = ?", (_PRUNED,)).fetchone()
+    return int(found[0]) if found else 0
+
+
+def prune(connection: sqlite3.Connection, *, keep_count: int, older_than_ns: int, limit: int = 5000) -> int:
+    """Drop up to ``limit`` events that are too many (0: no bound) or too old; returns how many went.
+
+    Only from the old end, so that what is stored is always one unbroken run.
+    """
+    through = 0
+    if keep_count:
+        found = connection.execute(
+            "SELECT seq FROM events ORDER BY seq DESC LIMIT 1 OFFSET ?", (keep_count,)
+        ).fetchone()
+        through = int(found[0]) if found else 0
+    (first_young,) = connection.execute("SELECT min(seq) FROM events WHERE at_ns >= ?", (older_than_ns,)).fetchone()
+    through = max(through, first_young - 1 if first_young is not None else newest_seq(connection))
+    doomed = connection.execute(
+        "SELECT max(seq), count(*) FROM (SELECT seq FROM events WHERE seq <= ? ORDER BY seq LIMIT ?)", (through, limit)
+    ).fetchone()
+    last, count = doomed
+    if not count:
+        return 0
+    connection.execute("DELETE FROM events WHERE seq <= ?", (last,))
+    connection.execute(
+        "INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value", (_PRUNED, str(last))
+    )
+    return int(count)
+
+
+# --- exits
+
+
+def record_exit(connection: sqlite3.Connection, found: NewExit) -> bool:
+    """Store an exit; False when it was stored before."""
+    cursor = connection.execute(
+        "INSERT OR IGNORE INTO exits (ns, container_id, incarnation, exec_id, shim_seq, record) "
+        "VALUES (?, ?, ?, ?, ?, ?)",
+        (found.ns, found.container_id, found.incarnation, found.exec_id, found.shim_seq, found.record),
+    )
+    return cursor.rowcount == 1
+
+
+def last_exit(
+    connection: sqlite3.Connection, ns: str, container_id: str, incarnation: str, exec_id: str
+) -> StoredExit | None:
+    """The newest exit of one process (an exec's id may be used again) of one task."""
+    row = connection.execute(
+        "SELECT seq, container_id, incarnation, exec_id, record FROM exits "
+        "WHERE ns = ? AND container_id = ? AND incarnation = ? AND exec_id = ? ORDER BY seq DESC LIMIT 1",
+        (ns, container_id, incarnation, exec_id),
+    ).fetchone()
+    return StoredExit(*row) if row else None
+
+
+def list_exits(
+    connection: sqlite3.Connection, ns: str, container_id: str, exec_id: str | None, limit: int
+) -> list[StoredExit]:
+    """The newest ``limit`` exits (0: all) of a container ('': of the namespace), oldest first."""
+    where, values = "ns = ?", [ns]
+    if container_id:
+        where, values = f"{where} AND container_id = ?", [*values, container_id]
+    if exec_id is not None:
+        where, values = f"{where} AND exec_id = ?", [*values, exec_id]
+    rows = connection.execute(
+        "SELECT seq, container_id, incarnation, exec_id, record FROM exits "  # noqa: S608 - constants
+        f"WHERE {where} ORDER BY seq DESC LIMIT ?",
+        (*values, limit or -1),
+    ).fetchall()
+    return [StoredExit(*row) for row in reversed(rows)]
+
+
+def prune_exits(connection: sqlite3.Connection, keep_count: int, limit: int = 5000) -> int:
+    """Drop up to ``limit`` of the oldest exits beyond ``keep_count`` (0: no bound); never those of a live task."""
+    if not keep_count:
+        return 0
+    cursor = connection.execute(
+        "DELETE FROM exits WHERE seq IN (SELECT seq FROM exits WHERE seq <= "
+        "(SELECT seq FROM exits ORDER BY seq DESC LIMIT 1 OFFSET ?) "
+        "AND incarnation NOT IN (SELECT incarnation FROM tasks) ORDER BY seq LIMIT ?)",
+        (keep_count, limit),
+    )
+    return cursor.rowcount
