@@ -19,18 +19,26 @@ READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
 
 
+# Cancelled timers stay in the heap until due; more than this many, and more than half of all, are swept out.
+SWEEP_MIN = 64
+
+
 class Timer:
     """A call to be made later; `cancel` takes it back."""
 
-    __slots__ = ("at", "callback", "order")
+    __slots__ = ("at", "callback", "loop", "order")
 
-    def __init__(self, at: float, order: int, callback: "Callable[[], None]") -> None:
+    def __init__(self, at: float, order: int, callback: "Callable[[], None]", loop: "Loop") -> None:
         self.at = at
         self.order = order
         self.callback: Callable[[], None] | None = callback
+        self.loop = loop
 
     def cancel(self) -> None:
-        self.callback = None
+        """Take it back; after it was called or cancelled, nothing."""
+        if self.callback is not None:
+            self.callback = None
+            self.loop.timer_cancelled()
 
     def __lt__(self, other: "Timer") -> bool:
         return (self.at, self.order) < (other.at, other.order)
@@ -71,7 +79,12 @@ class Task:
         except Exception as failure:  # noqa: BLE001 - whoever spawned the handler decides what its failure means
             self._finish(None, failure)
             return
-        self._cancel_step = self.loop.arrange(step, self)
+        try:
+            self._cancel_step = self.loop.arrange(step, self)
+        except Exception as failure:  # noqa: BLE001 - a step that cannot be arranged is the handler's to know
+            self._cancel_step = None
+            told = failure
+            self.loop.call_soon(lambda: self.resume(error=told))
 
     def _finish(self, value: "Any", error: "BaseException | None") -> None:
         self.done = (value, error)
@@ -90,6 +103,7 @@ class Loop:
         self._callbacks: dict[int, Callable[[int], None]] = {}
         self._timers: list[Timer] = []
         self._order = 0
+        self._cancelled = 0
         self._soon: list[Callable[[], None]] = []
         self._stopping = False
 
@@ -116,9 +130,17 @@ class Loop:
 
     def call_later(self, delay_s: float, callback: "Callable[[], None]") -> Timer:
         self._order += 1
-        timer = Timer(self.clock() + delay_s, self._order, callback)
+        timer = Timer(self.clock() + delay_s, self._order, callback, self)
         heapq.heappush(self._timers, timer)
         return timer
+
+    def timer_cancelled(self) -> None:
+        """Count a cancelled timer, and sweep when they outnumber the live ones: every runc call leaves one behind."""
+        self._cancelled += 1
+        if self._cancelled > SWEEP_MIN and self._cancelled * 2 > len(self._timers):
+            self._timers = [timer for timer in self._timers if timer.callback is not None]
+            heapq.heapify(self._timers)
+            self._cancelled = 0
 
     def call_soon(self, callback: "Callable[[], None]") -> None:
         """Call it in this round, after the callbacks now under way."""
@@ -238,14 +260,18 @@ class Loop:
                 self._guard(lambda callback=callback, mask=mask: callback(mask))  # type: ignore[misc]
         now = self.clock()
         while self._timers and self._timers[0].at <= now:
-            due = heapq.heappop(self._timers).callback
-            if due is not None:
+            timer = heapq.heappop(self._timers)
+            due, timer.callback = timer.callback, None
+            if due is None:
+                self._cancelled -= 1
+            else:
                 self._guard(due)
         self._run_soon()
 
     def _wait_s(self, timeout_s: "float | None") -> float:
         while self._timers and self._timers[0].callback is None:
             heapq.heappop(self._timers)
+            self._cancelled -= 1
         wait_s = -1.0 if timeout_s is None else timeout_s
         if self._soon:
             return 0.0

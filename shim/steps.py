@@ -88,22 +88,26 @@ class Fired:
 
 
 class Signal:
-    """A fact that happens once, with a value. Any number may wait for it, before or after."""
+    """A fact that happens once, with a value. Any number may wait for it, before or after; taking back is O(1)."""
 
     __slots__ = ("_waiters", "fired", "value")
 
     def __init__(self) -> None:
         self.fired = False
         self.value: Any = None
-        self._waiters: list[Callable[[Any], None]] = []
+        self._waiters: dict[object, Callable[[Any], None]] = {}
+
+    @property
+    def has_waiters(self) -> bool:
+        return bool(self._waiters)
 
     def fire(self, value: "Any" = None) -> None:
         """Tell it. A second call is a bug in the caller."""
         assert not self.fired, "a signal fires once"
         self.fired = True
         self.value = value
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
+        waiters, self._waiters = self._waiters, {}
+        for waiter in waiters.values():
             waiter(value)
 
     def subscribe(self, waiter: "Callable[[Any], None]") -> "Callable[[], None]":
@@ -111,13 +115,12 @@ class Signal:
         if self.fired:
             waiter(self.value)
             return _nothing
-        self._waiters.append(waiter)
+        key = object()
+        self._waiters[key] = waiter
+        return lambda: self._forget(key)
 
-        def cancel() -> None:
-            if waiter in self._waiters:
-                self._waiters.remove(waiter)
-
-        return cancel
+    def _forget(self, key: object) -> None:
+        self._waiters.pop(key, None)
 
 
 def _nothing() -> None:

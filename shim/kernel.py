@@ -1,0 +1,88 @@
+"""Each oddity of the kernel once: identity of pids, pidfds, subreaper, names, oom score. Mounts are in mounts.py."""
+
+import os
+import signal
+
+TYPE_CHECKING = False
+
+# task_struct.comm holds 15 bytes and a NUL (prctl(2), PR_SET_NAME).
+COMM_BYTES = 15
+OOM_SCORE_ADJ_MAX = 1000
+
+
+def become_subreaper() -> None:
+    """Have orphans of our descendants reparented to us: runc's container init among them.
+
+    Source: prctl(2), PR_SET_CHILD_SUBREAPER, Linux 3.4. The bit survives execve and is not inherited by fork.
+    """
+    import prctl
+
+    prctl.set_child_subreaper(1)
+
+
+def name_process(name: str, title: str) -> None:
+    """Name this process for `ps` and `top`: comm is cut to 15 bytes, the command line holds the whole title.
+
+    Source: prctl(2), PR_SET_NAME. The title overwrites argv in place, so that a forked shim does not pass for `start`.
+    """
+    import prctl
+
+    prctl.set_name(name[:COMM_BYTES])
+    try:
+        prctl.set_proctitle(title)
+    except (OSError, RuntimeError, ValueError):
+        pass  # cosmetic only: an interpreter that hides its argv keeps its old title
+
+
+def start_ticks(pid: int) -> int:
+    """When a process started, in clock ticks since boot: with the boot id, the identity of a pid.
+
+    Raises: ProcessLookupError when there is no such process; a zombie still has its start time.
+    Source: proc_pid_stat(5), field 22. The name in field 2 may hold spaces and parentheses: split after the last one.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            text = file.read()
+    except (FileNotFoundError, ProcessLookupError):
+        raise ProcessLookupError(f"no process {pid}") from None
+    return int(text[text.rindex(b")") + 2 :].split()[19])
+
+
+def boot_id() -> str:
+    """This boot's random id. Source: random(4), /proc/sys/kernel/random/boot_id."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
+
+
+def open_pidfd(pid: int) -> "int | None":
+    """A pidfd of the process, or None where the kernel (below 5.3) or the fd limit gives none.
+
+    A pidfd of a zombie can be opened: its pid cannot be reused before we reap it.
+    """
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return None
+
+
+def send_signal(pidfd: "int | None", pid: int, signum: int) -> None:
+    """Signal a child of ours that we have not reaped: by pidfd, or by its pid, which cannot be reused until we reap it.
+
+    Raises: ProcessLookupError when it is gone.
+    """
+    if pidfd is not None:
+        signal.pidfd_send_signal(pidfd, signum)
+    else:
+        os.kill(pid, signum)
+
+
+def raise_oom_score_adj(pid: "int | str", score: int) -> None:
+    """Make a process a likelier victim of the OOM killer, up to `score` (proc(5), oom_score_adj)."""
+    with open(f"/proc/{pid}/oom_score_adj", "w", encoding="ascii") as file:
+        file.write(str(min(score, OOM_SCORE_ADJ_MAX)))
+
+
+def oom_score_adj(pid: "int | str") -> int:
+    """The OOM score adjustment of a process."""
+    with open(f"/proc/{pid}/oom_score_adj", encoding="ascii") as file:
+        return int(file.read())
