@@ -1,0 +1,159 @@
+"""Who may import whom. One way only: ttrpc ← shim, ttrpc ← daemon; and what would cost each shim memory stays out."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.source import Module, module, modules
+
+# Each costs a cold shim 0.5 to 3 MB of private memory, and there is one shim per container.
+COSTLY = {"typing", "dataclasses", "subprocess", "logging", "asyncio", "pathlib", "trio", "psutil", "concurrent"}
+# What protobuf itself pulls in; our code still does not import it, for the day protobuf stops.
+PULLED_IN_ANYWAY = {"typing"}
+
+NOT_IN_SHIM = ("ttrpc.aio", "ttrpc.blocking")
+SHIM_PACKAGES = {"ttrpc", "shim", "google", "prctl", "cgroupspy"}
+SANS_IO = {"ttrpc.frames", "ttrpc.streams", "ttrpc.connection", "ttrpc.status", "ttrpc.errors"}
+DOES_IO = {"socket", "select", "selectors", "ssl", "signal", "threading", "google", "time"}
+# Of the daemon, the client takes what is pure: the spec builder and its like. The rest is another process.
+NOT_IN_PURE = {"trio", "sqlite3", "psutil", "asyncio", "prctl", "cgroupspy"}
+
+
+def package(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def is_within(name: str, parent: str) -> bool:
+    return name == parent or name.startswith(parent + ".")
+
+
+def import_breaches(module: Module) -> Iterator[str]:
+    """Every import of the module the rules forbid, in words."""
+    for name, line in module.imports():
+        if reason := why_not(module.name, name):
+            yield f"{module.path}:{line} imports {name}: {reason}"
+
+
+def why_not(importer: str, name: str) -> str | None:
+    """Why this module may not import that name, or None."""
+    top = package(name)
+    stdlib = top in sys.stdlib_module_names or top == "__future__"
+    if package(importer) == "ttrpc":
+        return why_not_in_ttrpc(importer, name, top, stdlib)
+    if package(importer) == "shim":
+        if top in COSTLY:
+            return f"{top} costs every shim memory"
+        if any(is_within(name, parent) for parent in NOT_IN_SHIM):
+            return "a shim serves; it is nobody's client and has no trio"
+        return None if stdlib or top in SHIM_PACKAGES else f"a shim runs on {', '.join(sorted(SHIM_PACKAGES))} alone"
+    if package(importer) == "daemon":
+        if top == "shim":
+            return "the daemon talks to a shim, it does not contain one"
+        if is_within(importer, "daemon.ctl"):
+            return why_not_in_ctl(name, top)
+    return None
+
+
+def why_not_in_ttrpc(importer: str, name: str, top: str, stdlib: bool) -> str | None:
+    if top in ("shim", "daemon"):
+        return "the wire knows no containers"
+    if importer == "ttrpc.aio":
+        return None
+    if importer == "ttrpc.api.generate":  # a tool, run by `make proto`
+        return None
+    if top in COSTLY:
+        return f"{top} costs every shim memory" if top != "trio" else "only ttrpc.aio knows trio"
+    if importer in SANS_IO and top in DOES_IO:
+        return "the core does no I/O and tells no time"
+    return None if stdlib or top in ("ttrpc", "google") else "ttrpc stands on the standard library and protobuf"
+
+
+def why_not_in_ctl(name: str, top: str) -> str | None:
+    if top in ("trio", "psutil", "sqlite3") or is_within(name, "ttrpc.aio"):
+        return "the command line starts fast and is a client only"
+    return None
+
+
+@pytest.mark.parametrize(
+    ("importer", "text", "is_allowed"),
+    [
+        ("shim.runc", "import os\nfrom ttrpc.api import task", True),
+        ("shim.runc", "TYPE_CHECKING = False\nif TYPE_CHECKING:\n    import typing", True),
+        ("shim.runc", "import typing", False),
+        ("shim.runc", "def f():\n    import subprocess", False),
+        ("shim.runc", "from daemon import spec", False),
+        ("shim.runc", "from ttrpc import aio", False),
+        ("shim.runc", "import trio", False),
+        ("daemon.app", "import trio\nimport ttrpc.aio", True),
+        ("daemon.app", "from shim import bundle", False),
+        ("daemon.ctl.run", "from daemon import spec", True),
+        ("daemon.ctl.run", "from ttrpc.aio import open_client", False),
+        ("ttrpc.frames", "import struct", True),
+        ("ttrpc.frames", "import socket", False),
+        ("ttrpc.loopdriver", "import socket", True),
+        ("ttrpc.loopdriver", "import trio", False),
+        ("ttrpc.aio", "import trio", True),
+        ("ttrpc.aio", "import shim.loop", False),
+        ("ttrpc.connection", "from . import aio", True),  # resolved, not skipped; the cycle is Python's to refuse
+    ],
+)
+def test_the_rule_itself_tells_allowed_from_forbidden(importer: str, text: str, is_allowed: bool) -> None:
+    assert (list(import_breaches(module(text, importer))) == []) is is_allowed
+
+
+def test_relative_imports_are_resolved() -> None:
+    assert list(module("from . import aio\nfrom .api import task", "ttrpc.service").imports()) == [
+        ("ttrpc.api.task", 2),
+        ("ttrpc.aio", 1),
+    ]
+
+
+@pytest.mark.parametrize("tree", ["ttrpc", "shim", "daemon"])
+def test_imports_run_one_way(tree: str) -> None:
+    assert [breach for module in modules(tree) for breach in import_breaches(module)] == []
+
+
+def test_what_the_client_takes_from_the_daemon_is_pure() -> None:
+    """Followed through every module of the daemon that ctl reaches."""
+    known = {module.name: module for module in modules("daemon")}
+
+    def owner(name: str) -> str | None:
+        while name and name not in known:
+            name = name.rpartition(".")[0]
+        return name or None
+
+    reached, waiting = set(), [name for name in known if is_within(name, "daemon.ctl")]
+    while waiting:
+        current = waiting.pop()
+        if current in reached:
+            continue
+        reached.add(current)
+        waiting += [target for name, _ in known[current].imports() if (target := owner(name))]
+    breaches = [
+        f"{known[name].path}:{line} imports {target}, and ctl reaches it"
+        for name in sorted(reached)
+        for target, line in known[name].imports()
+        if package(target) in NOT_IN_PURE or is_within(target, "ttrpc.aio")
+    ]
+
+    assert breaches == []
+
+
+def loaded_by(statement: str) -> set[str]:
+    """The top-level packages in memory after this statement in a fresh interpreter."""
+    code = f"{statement}\nimport sys\nprint(*sys.modules, sep='\\n')"
+    output = subprocess.run([sys.executable, "-I", "-c", code], check=True, capture_output=True, text=True).stdout
+    return set(output.split())
+
+
+def test_a_serving_shim_loads_nothing_costly() -> None:
+    """What the rules above cannot see: what our imports import."""
+    assert loaded_by("import shim.__main__, shim.service, ttrpc.loopdriver") & (COSTLY - PULLED_IN_ANYWAY) == set()
+
+
+def test_the_command_line_starts_without_trio_and_protobuf() -> None:
+    loaded = loaded_by("import daemon.ctl.__main__")
+
+    assert loaded & {"trio", "asyncio", "psutil", "sqlite3", "google.protobuf", "ttrpc.aio"} == set()
