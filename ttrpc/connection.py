@@ -140,6 +140,19 @@ class Connection:
             receive(frame, events)
         return events
 
+    def receive_eof(self) -> "list[Event]":
+        """The peer sends nothing more at all: every caller that was still sending has ended. Half a frame is lost.
+
+        A callee may go on answering; a caller's open streams will never be answered, which its driver tells them.
+        """
+        events: list[Event] = []
+        if self.role is CALLEE:
+            for stream_id, state in self.open_streams.items():
+                if state is streams.OPEN:
+                    self.open_streams[stream_id] = streams.CALLER_DONE
+                    events.append(EndReceived(stream_id))
+        return events
+
     def _receive_as_callee(self, frame: "Frame", events: "list[Event]") -> None:
         stream_id = frame.stream_id
         if frame.type == RESPONSE:
