@@ -138,6 +138,9 @@ def _parse_fields(text: str) -> "Mount":
         elif key == "bind-recursive":
             options.append("rbind" if value.lower() in ("", "true", "1", "enabled") else "bind")
         elif key == "bind-propagation":
+            if value not in PROPAGATIONS:
+                near = did_you_mean(value, PROPAGATIONS)
+                raise SpecError(f"mount {text!r}: propagation {value!r} is not known{near}")
             options.append(value)
         elif key in _KEYS and equals:
             if key in fields:
@@ -163,11 +166,6 @@ def _from_fields(text: str, fields: "dict[str, str]", options: "list[str]") -> "
     if kind == "bind":
         if not fields.get("src"):
             raise SpecError(f"mount {text!r} has no source: add src=/path/on/the/host")
-        for option in options:
-            if option.endswith(("private", "shared", "slave", "unbindable")) and option not in PROPAGATIONS:
-                raise SpecError(
-                    f"mount {text!r}: propagation {option!r} is not known{did_you_mean(option, PROPAGATIONS)}"
-                )
         return _bind(text, fields["src"], fields["dst"], options)
     if kind == "tmpfs":
         options = _tmpfs_options(text, fields, options)

@@ -47,11 +47,11 @@ class User:
         return f"User(uid={self.uid}, gid={self.gid}, groups={self.groups})"
 
 
-def did_you_mean(name: str, known: "Iterable[str]") -> str:
-    """``" (did you mean 'x'?)"`` when a known name is close, else nothing."""
+def did_you_mean(name: str, known: "Iterable[str]", cutoff: float = 0.6) -> str:
+    """``" (did you mean 'x'?)"`` when a known name is close (difflib's ratio), else nothing."""
     import difflib  # only on the way to an error
 
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 

@@ -164,6 +164,9 @@ SPEC = {
     "freebsd": "any",
 }
 
+# How alike an unknown key must be to a known one to count as a slip of the pen: one letter of a short word.
+_SLIP = 0.75
+
 _WANTED = {
     "str": "a string",
     "int": "a whole number",
@@ -205,7 +208,7 @@ def _misshapen_object(value: "dict[Any, Any]", shape: "dict[str, Shape]", path: 
             yield from misshapen(each, shape["*"], where)
         elif key in shape:
             yield from misshapen(each, shape[key], where)
-        elif hint := did_you_mean(str(key), shape):
+        elif hint := did_you_mean(str(key), shape, _SLIP):
             yield f"{where}: a runtime ignores this key{hint}", False
 
 

@@ -109,8 +109,8 @@ def _rlimits(rlimits: "Iterable[Object]") -> "Iterator[str]":
     for index, limit in enumerate(rlimits):
         path, kind = f"process.rlimits[{index}]", str(limit.get("type"))
         if kind.removeprefix("RLIMIT_") not in RLIMITS or not kind.startswith("RLIMIT_"):
-            known = [f"RLIMIT_{name}" for name in RLIMITS]
-            yield f"{path}.type: {kind!r} is no resource limit{did_you_mean(kind, known)}"
+            near = did_you_mean(f"RLIMIT_{kind.removeprefix('RLIMIT_')}", [f"RLIMIT_{name}" for name in RLIMITS])
+            yield f"{path}.type: {kind!r} is no resource limit{near}"
         if kind in seen:
             yield f"{path}.type: {kind} is there twice; keep one"
         seen.add(kind)
