@@ -106,8 +106,13 @@ def end(session: Session) -> Leaks:
         found.processes.update(more)
         clear(session, Leaks(processes=more))
     found.mounts = [path for path in mounts() if session.tag in path]
+    found.cgroups = [path for path in cgroups() if session.tag in path]
     clear(session, found)
     shutil.rmtree(session.folder, ignore_errors=True)
+    if os.environ.get(MARK) == session.run:
+        del os.environ[MARK]
+        os.environ.pop("TMPDIR", None)
+        tempfile.tempdir = None
     return found
 
 

@@ -1,0 +1,1 @@
+"""One script per promise; each measures ours beside a peer, in the same run. Method: README.md."""
