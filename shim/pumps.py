@@ -1,0 +1,247 @@
+"""What keeps output moving: from a process's pipe or terminal to a sink and to whoever is attached."""
+
+import errno
+import os
+import select
+
+from shim import pipes
+from shim.loop import READ
+from shim.steps import DeadlinePassed, Fired, Signal, Sleep
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Protocol
+
+    from shim.attach import Hub
+    from shim.loop import Loop
+    from shim.steps import Handler
+
+    class Sink(Protocol):
+        """Where a pump's bytes go."""
+
+        @property
+        def blocked(self) -> bool: ...
+        @property
+        def idle(self) -> bool: ...
+        @property
+        def takes_splice(self) -> bool: ...
+        def splice(self, source_fd: int) -> "int | None": ...
+        def write(self, stream: str, data: bytes) -> None: ...
+        def settle(self, stream: str) -> None: ...
+        def end(self, stream: str) -> None: ...
+        def on_room(self, callback: "Callable[[], None]") -> None: ...
+
+
+# One round moves at most this many chunks of 64 KiB per stream, so that a flood leaves the loop to everybody else.
+CHUNKS_PER_ROUND = 4
+
+MORE = "more"  # the round's share is done; more may be there
+RESTED = "rested"  # the source has nothing now
+HELD_UP = "held up"  # the sink or a client has no room; the source is not read until it has
+ENDED = "ended"  # the source's last writer is gone and all was taken
+
+
+class Pump:
+    """Owns the source fd. Reads it when it has something and everybody it feeds has room."""
+
+    __slots__ = (
+        "_edge",
+        "_hub",
+        "_loop",
+        "_on_resume",
+        "_sink",
+        "_watching",
+        "fd",
+        "state",
+        "stream",
+        "taken_bytes",
+    )
+
+    def __init__(self, loop: "Loop", fd: int, stream: str, sink: "Sink | None", hub: "Hub | None" = None) -> None:
+        self.fd = fd
+        self.stream = stream
+        self.state = MORE
+        self.taken_bytes = 0
+        self._loop = loop
+        self._sink = sink
+        self._hub = hub
+        self._watching = False
+        self._edge = False
+        self._on_resume: Callable[[], None] | None = None  # told each time somebody has room again
+        if sink is not None:
+            sink.on_room(self._resume)
+        if hub is not None:
+            hub.on_room(self._resume)
+
+    def start(self) -> None:
+        self._watch()
+
+    def run(self) -> str:
+        """Move one round's share, and say how it ended; what follows by itself is arranged."""
+        if self.state == ENDED:
+            return ENDED
+        for _ in range(CHUNKS_PER_ROUND):
+            if (self._sink is not None and self._sink.blocked) or (self._hub is not None and self._hub.congested):
+                self._unwatch()
+                self.state = HELD_UP
+                return HELD_UP
+            try:
+                moved = self._move()
+            except BlockingIOError:
+                self.state = RESTED
+                return RESTED
+            except OSError as error:
+                if error.errno != errno.EIO:
+                    raise
+                self._hang_up()
+                return RESTED
+            if moved == 0:
+                self._end()
+                return ENDED
+            if moved is not None:
+                self.taken_bytes += moved
+        if self._edge:
+            self._edge = False
+            if self._watching:
+                self._loop.modify(self.fd, READ)
+        self.state = MORE
+        return MORE
+
+    def _move(self) -> "int | None":
+        """Take one chunk; 0 is the end, None a sink that just became full."""
+        sink, hub = self._sink, self._hub
+        if sink is not None and sink.takes_splice and (hub is None or not hub.wants_output):
+            return sink.splice(self.fd)
+        data = os.read(self.fd, pipes.CHUNK_BYTES)
+        if data:
+            if sink is not None:
+                sink.write(self.stream, data)
+            if hub is not None:
+                hub.output(self.stream, data)
+        return len(data)
+
+    def _hang_up(self) -> None:
+        """Every slave of this pty master is closed; one may be opened again, so wait for the next edge only.
+
+        Source: tty_hangup in pty(7)'s driver: the master stays readable with EIO, so level triggering would spin;
+        epoll(7) EPOLLET reports the next change.
+        """
+        self.state = RESTED
+        if self._watching and not self._edge:
+            self._edge = True
+            self._loop.modify(self.fd, READ | select.EPOLLET)
+
+    def _end(self) -> None:
+        self.state = ENDED
+        self.close()
+        if self._sink is not None:
+            self._sink.end(self.stream)
+
+    def drain(self, deadline: float, *, by_mark: bool) -> "Handler":
+        """Move on what is in the source now, to its place, until the loop's clock shows ``deadline``.
+
+        ``by_mark``: a pipe tells how much that is, so that who goes on writing is not waited for. A terminal does not:
+        there a read which finds nothing tells (its driver flushes what is on the way first).
+        """
+        mark = self.taken_bytes + self.unread_bytes() if by_mark else None
+        while True:
+            state = self.run()
+            taken = state in (ENDED, RESTED) or (mark is not None and self.taken_bytes >= mark)
+            if taken and self._sink is not None:
+                self._sink.settle(self.stream)
+            left_s = deadline - self._loop.clock()
+            if (taken and (self._sink is None or self._sink.idle)) or left_s <= 0:
+                return
+            if taken or state == HELD_UP:
+                yield from self._until_room(left_s)
+            else:
+                yield Sleep(0.0)  # everybody else's turn
+
+    def _until_room(self, deadline_s: float) -> "Handler":
+        signal = Signal()
+        self._on_resume = lambda: None if signal.fired else signal.fire()
+        try:
+            yield Fired(signal, deadline_s=deadline_s)
+        except DeadlinePassed:
+            pass
+        finally:
+            self._on_resume = None
+
+    def finish(self) -> None:
+        """Take at once what the source holds, and see its end; not more than a pipe can hold, so that it is quick."""
+        for _ in range(pipes.PIPE_SIZE_BYTES // (CHUNKS_PER_ROUND * pipes.CHUNK_BYTES) + 1):
+            if self.run() != MORE:
+                return
+
+    def unread_bytes(self) -> int:
+        """What the process wrote and nobody took."""
+        return pipes.waiting_bytes(self.fd) if self.fd >= 0 else 0
+
+    def close(self) -> None:
+        """Stop and close the source. Idempotent."""
+        self._unwatch()
+        fd, self.fd = self.fd, -1
+        self.state = ENDED
+        if fd >= 0:
+            os.close(fd)
+
+    def abandon(self) -> None:
+        """Stop feeding anybody, but go on emptying a source which still has writers, so that they never block on it.
+
+        That is a process left behind by the one these streams belonged to. Ends with the last of them.
+        """
+        self._unwatch()
+        if self.state == ENDED:
+            return
+        fd, self.fd = self.fd, -1
+        self.state = ENDED
+        _Discarder(self._loop, fd)
+
+    def _ready(self, _mask: int) -> None:
+        self.run()
+
+    def _resume(self) -> None:
+        if self.state == HELD_UP:
+            self.state = MORE
+            self._watch()
+        if self._on_resume is not None:
+            self._on_resume()
+
+    def _watch(self) -> None:
+        if not self._watching and self.fd >= 0:
+            self._loop.register(self.fd, READ, self._ready)
+            self._watching = True
+            self._edge = False
+
+    def _unwatch(self) -> None:
+        if self._watching:
+            self._loop.unregister(self.fd)
+            self._watching = False
+
+
+class _Discarder:
+    """Owns a source nobody wants any more, until its last writer is gone."""
+
+    __slots__ = ("_fd", "_loop")
+
+    def __init__(self, loop: "Loop", fd: int) -> None:
+        self._loop = loop
+        self._fd = fd
+        if self._empty():
+            loop.register(fd, READ, self._ready)
+
+    def _ready(self, _mask: int) -> None:
+        if not self._empty():
+            self._loop.unregister(self._fd)  # after the close, which epoll noticed by itself
+
+    def _empty(self) -> bool:
+        """Read and forget one round's share; False once the source has ended and is closed."""
+        try:
+            for _ in range(CHUNKS_PER_ROUND):
+                if not os.read(self._fd, pipes.CHUNK_BYTES):
+                    os.close(self._fd)
+                    return False
+        except BlockingIOError:
+            pass
+        return True

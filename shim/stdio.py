@@ -1,0 +1,360 @@
+"""One process's standard streams, whatever they are connected to. SHIM.md tells the forms a URI takes."""
+
+import os
+
+from shim import pipes, targets
+from shim.attach import Hub, Inputs
+from shim.clientpaths import open_output, open_stdin
+from shim.console import ConsoleSocket, set_size
+from shim.errors import failed_precondition, invalid_argument, unknown
+from shim.jsonlines import STDERR, STDOUT
+from shim.logfile import LogFile
+from shim.logs import LogFollower
+from shim.outlets import Feed, Outlet, PipeSink
+from shim.pumps import Pump
+from shim.targets import ATTACH, CLIENT, FILE, LOG, NOTHING
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from shim.loop import Loop
+    from shim.steps import Handler
+    from shim.targets import Target
+    from ttrpc.api.shim import AttachOpen, ExitRecord, LogsRequest
+    from ttrpc.server_call import ServerCall
+
+
+class StdioRequest:
+    """What Create or Exec asks for."""
+
+    __slots__ = ("stderr", "stdin", "stdout", "terminal")
+
+    def __init__(self, stdin: str = "", stdout: str = "", stderr: str = "", *, terminal: bool = False) -> None:
+        self.stdin = stdin
+        self.stdout = stdout
+        self.stderr = stderr
+        self.terminal = terminal
+
+
+class Stdio:
+    """Owns every fd of one process's streams.
+
+    Order: open → (spawn with child_ends or console_socket) → receive_console → started → its exit → drain → exited →
+    close. attach, close_stdin and resize may come at any time; what comes early is remembered.
+
+    ``direct``: a client's FIFO is handed to the process itself, so nothing is copied and nothing depends on this shim.
+    Not so for execs: whoever an exec leaves behind would hold the client's FIFO open for ever, so there we copy.
+    """
+
+    def __init__(
+        self,
+        loop: "Loop",
+        io_dir: str,
+        name: str,
+        request: StdioRequest,
+        *,
+        uid: int = 0,
+        gid: int = 0,
+        direct: bool = True,
+        report: "Callable[[str], None]" = lambda _line: None,
+    ) -> None:
+        self.terminal = request.terminal
+        self.console_socket: str | None = None
+        self._loop = loop
+        self._prefix = os.path.join(io_dir, name)
+        self._request = request
+        self._uid = uid
+        self._gid = gid
+        self._direct = direct
+        self._report = report
+        self._source: Target = targets.Target(NOTHING)
+        self._out: Target = targets.Target(NOTHING)
+        self._child: list[int | None] = [None, None, None]
+        self._fifos: list[str] = []
+        self._pumps: list[Pump] = []
+        self._sinks: list[PipeSink] = []
+        self._feeder: Pump | None = None  # a client's stdin FIFO into the terminal
+        self._log: LogFile | None = None
+        self._hub: Hub | None = None
+        self._stdin = Outlet(loop)  # what attach clients write; connected where the target is attach: or a terminal
+        self._inputs = Inputs(self._stdin, self.close_stdin, self.resize)
+        self._keep_alive_fd: int | None = None
+        self._console: ConsoleSocket | None = None
+        self._master_fd: int | None = None
+        self._size: tuple[int, int] | None = None
+        self._stdin_closed = False
+        self._followers: list[LogFollower] = []
+        self._exit_record: ExitRecord | None = None
+        self._closed_dropped_bytes = 0
+        self._closed = False
+
+    # --- counters
+
+    @property
+    def log_bytes(self) -> int:
+        """Output taken from the process."""
+        return sum(pump.taken_bytes for pump in self._pumps)
+
+    @property
+    def dropped_bytes(self) -> int:
+        """Output which nobody and nothing kept."""
+        kept_by_ring_only = self._hub is not None and self._out.kind == ATTACH
+        lost = self._hub.lost_bytes if self._hub is not None and kept_by_ring_only else 0
+        return lost + (self._log.dropped_bytes if self._log is not None else 0) + self._closed_dropped_bytes
+
+    @property
+    def attached(self) -> int:
+        return self._hub.attached if self._hub is not None else 0
+
+    # --- opening
+
+    def open(self) -> None:
+        """Make ready what the process will be given.
+
+        Raises: StatusError InvalidArgument for a URI which cannot be, or names something that is not there;
+        FailedPrecondition for a log that another process writes. Nothing is left open then.
+        """
+        request = self._request
+        self._source, self._out, err = targets.parse_all(
+            request.stdin, request.stdout, request.stderr, terminal=self.terminal
+        )
+        try:
+            if self._out.kind in (LOG, FILE):
+                self._log = LogFile(self._loop, self._out, report=self._report)
+                self._log.open()
+            self._make_hub(err)
+            if self.terminal:
+                self._open_terminal()
+            else:
+                self._open_stdin()
+                self._child[1] = self._open_output(STDOUT, self._out)
+                self._child[2] = self._open_output(STDERR, err)
+        except OSError as error:
+            self.close()
+            raise unknown(f"stdio {self._prefix}: {error.strerror}") from error
+        except BaseException:
+            self.close()
+            raise
+
+    def _make_hub(self, err: "Target") -> None:
+        log = self._log
+        if log is not None and not log.is_json:
+            self._hub = Hub(terminal=self.terminal, keep=False, replay_from=log.last_bytes)
+        elif log is not None or self.terminal or ATTACH in (self._source.kind, self._out.kind, err.kind):
+            self._hub = Hub(terminal=self.terminal, keep=True)
+
+    def _open_terminal(self) -> None:
+        """Open the client's FIFOs, which are copied from and to, and the socket on which the terminal comes."""
+        if self._out.kind == CLIENT:
+            fd = open_output(STDOUT, self._out.path)
+            self._sinks.append(PipeSink(self._loop, fd, takes_splice=False))
+        if self._source.kind == CLIENT:
+            fd, self._keep_alive_fd = open_stdin(self._source.path)
+            self._feeder = Pump(self._loop, fd, "stdin", Feed(self._stdin))
+            if self._keep_alive_fd is None:
+                raise invalid_argument(f"stdin {self._source.path!r}: with a terminal this must be a FIFO")
+            os.set_blocking(fd, False)
+            if self._stdin_closed:
+                self._close_keep_alive()
+        self._console = ConsoleSocket()
+        self.console_socket = self._console.path
+
+    def _open_stdin(self) -> None:
+        if self._source.kind == CLIENT:
+            self._child[0], self._keep_alive_fd = open_stdin(self._source.path)
+        elif self._source.kind == ATTACH:
+            path = self._fifo("stdin")
+            child_fd = self._child[0] = pipes.open_read_end(path)
+            os.set_blocking(child_fd, True)
+            # Not for reading too: only so does a write tell (EPIPE) that the process closed its stdin.
+            self._stdin.connect(os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+        if self._stdin_closed:
+            self._close_stdin_now()
+
+    def _open_output(self, stream: str, target: "Target") -> "int | None":
+        """The fd the process gets as this stream; what copies from it, if anything does, is a pump."""
+        if target.kind == NOTHING:
+            return None
+        sink: LogFile | PipeSink | None = self._log
+        if target.kind == CLIENT:
+            fd = open_output(stream, target.path)
+            if self._direct or not pipes.is_fifo(fd):
+                os.set_blocking(fd, True)
+                return fd
+            sink = PipeSink(self._loop, fd, takes_splice=True)
+            self._sinks.append(sink)
+        path = self._fifo(stream)
+        child_fd = pipes.open_child_output(path)
+        pipes.enlarge(child_fd)
+        hub = None if target.kind == CLIENT else self._hub
+        self._pumps.append(Pump(self._loop, pipes.open_read_end(path), stream, sink, hub))
+        return child_fd
+
+    def _fifo(self, stream: str) -> str:
+        path = f"{self._prefix}.{stream}"
+        pipes.make_fifo(path, uid=self._uid, gid=self._gid)
+        self._fifos.append(path)
+        return path
+
+    # --- handing over
+
+    def child_ends(self) -> "tuple[int | None, int | None, int | None]":
+        """What the process gets as its fds 0, 1, 2; None is /dev/null. All None with a terminal."""
+        return self._child[0], self._child[1], self._child[2]
+
+    def receive_console(self) -> "Handler":
+        """Take the terminal from the runtime, and give it the size asked for by then.
+
+        Raises: StatusError FailedPrecondition when none comes.
+        """
+        assert self._console is not None, "only with terminal, and once"
+        console, self._console = self._console, None
+        try:
+            self._master_fd = yield from console.receive()
+        finally:
+            console.close()
+            self.console_socket = None
+        assert self._master_fd is not None
+        if self._size is not None:
+            set_size(self._master_fd, *self._size)
+
+    def started(self) -> None:
+        """The process has its ends: close ours, and let the copying begin."""
+        self._close_child_ends()
+        if self._master_fd is not None:
+            self._connect_terminal(self._master_fd)
+        for pump in self._pumps:
+            pump.start()
+
+    def _connect_terminal(self, master_fd: int) -> None:
+        """Copy both ways between the master and what the request named."""
+        # Fds of their own for reading and writing: the loop keeps one registration per fd.
+        self._stdin.connect(os.dup(master_fd))
+        sink: LogFile | PipeSink | None = self._sinks[0] if self._sinks else self._log
+        self._pumps.append(Pump(self._loop, os.dup(master_fd), STDOUT, sink, self._hub))
+        if self._feeder is not None:
+            self._feeder.start()
+
+    # --- while it runs
+
+    def close_stdin(self) -> None:
+        """Give the process the end of its input, after what is on its way. A terminal has no such end."""
+        if not self._stdin_closed:
+            self._stdin_closed = True
+            self._close_stdin_now()
+
+    def _close_stdin_now(self) -> None:
+        self._close_keep_alive()
+        if not self.terminal and self._stdin.is_open:
+            self._stdin.close_when_empty()
+
+    def _close_keep_alive(self) -> None:
+        if self._keep_alive_fd is not None:
+            os.close(self._keep_alive_fd)
+            self._keep_alive_fd = None
+
+    def resize(self, width: int, height: int) -> None:
+        """Set the terminal's size, now or when it comes. Without a terminal nothing happens."""
+        self._size = (width, height)
+        if self._master_fd is not None:
+            set_size(self._master_fd, width, height)
+
+    def attach(self, call: "ServerCall", opening: "AttachOpen") -> None:
+        """Serve one attach stream, from its open message on.
+
+        Raises: StatusError FailedPrecondition when the process was created without what the client asks for.
+        """
+        hub = self._hub
+        if hub is None:
+            raise failed_precondition(
+                "nothing to attach to: its streams belong to the client that named them at creation; "
+                "create it with attach: or log:// streams"
+            )
+        if opening.stdin and not self._takes_attached_input():
+            raise failed_precondition("its stdin is not open to attach clients: create it with -i (stdin attach:)")
+        if opening.output and not self._feeds_attached_output():
+            raise failed_precondition("its output goes to the FIFO its creator named: create it with attach: or log://")
+        hub.add(call, opening)
+        if call.is_open:
+            self._inputs.serve(call, stdin=opening.stdin)
+
+    def _takes_attached_input(self) -> bool:
+        return self._source.kind == ATTACH
+
+    def _feeds_attached_output(self) -> bool:
+        return self.terminal or self._out.kind in (ATTACH, LOG, FILE) or self._request.stderr == "attach:"
+
+    def follow_logs(self, call: "ServerCall", request: "LogsRequest") -> None:
+        """Serve the log, oldest first, and with ``follow`` until the process has exited.
+
+        Raises: StatusError FailedPrecondition when this process has no log of ours.
+        """
+        if self._out.kind != LOG or self._log is None:
+            raise failed_precondition("no log: its output goes elsewhere; create it with a log:// stdout")
+        LogFollower(self._loop, self._log, call, request, over=self._exit_record is not None or self._closed)
+
+    # --- the end
+
+    def drain(self, deadline_s: float = 2.0) -> "Handler":
+        """After the exit: move on what the process wrote before it, for at most this long.
+
+        A process it left behind may write on: only what was there when it exited is waited for.
+        """
+        deadline = self._loop.clock() + deadline_s
+        for pump in list(self._pumps):
+            yield from pump.drain(deadline, by_mark=not self.terminal)
+
+    def exited(self, exit_record: "ExitRecord") -> None:
+        """Tell attach clients and log followers, each after what it has still to get."""
+        self._exit_record = exit_record
+        if self._hub is not None:
+            self._hub.exited(exit_record)
+        if self._log is not None:
+            for follower in list(self._log.followers):
+                follower.log_ended()
+
+    def close(self) -> None:
+        """Let go of everything. Idempotent. Clients that still read what is queued for them are served to their end."""
+        if self._closed:
+            return
+        self._closed = True
+        self._close_child_ends()
+        self._close_keep_alive()
+        if self._console is not None:
+            self._console.close()
+            self._console, self.console_socket = None, None
+        if self._hub is not None and self._exit_record is None:
+            self._hub.cut_all("the process is gone")
+        if self._feeder is not None:
+            self._feeder.close()
+        self._stdin.close()
+        for pump in self._pumps:
+            pump.finish()
+            if self._log is not None:
+                self._closed_dropped_bytes += pump.unread_bytes()
+                self._log.end(pump.stream)
+            if self.terminal:
+                pump.close()
+            else:
+                pump.abandon()
+        for sink in self._sinks:
+            sink.close()
+        if self._log is not None:
+            for follower in list(self._log.followers):
+                follower.log_ended()
+            self._log.close()
+        if self._master_fd is not None:
+            os.close(self._master_fd)
+            self._master_fd = None
+        for path in self._fifos:
+            try:
+                os.unlink(path)
+            except FileNotFoundError:
+                pass
+
+    def _close_child_ends(self) -> None:
+        for index, fd in enumerate(self._child):
+            if fd is not None:
+                os.close(fd)
+                self._child[index] = None
