@@ -1,4 +1,4 @@
-"""The shape of the source: sizes, names, docstrings, what tests may do. Each rule is shown at work on a made-up text."""
+"""The shape of the source: sizes, names, docstrings, what tests may do. Each rule is shown on a made-up text."""
 
 import ast
 import os
