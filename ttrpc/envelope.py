@@ -86,6 +86,7 @@ def encode_response(status: "Status | None", payload: bytes) -> bytes:
 
 
 def encode_status(status: Status) -> bytes:
+    """A google.rpc.Status. What of the text is no Unicode is replaced: an error must not fail."""
     parts = [b"\x08" + varint(int(status.code)), _field(b"\x12", status.message.encode("utf-8", "replace"))]
     for type_url, value in status.details:
         detail = _field(b"\x0a", type_url.encode()) + _field(b"\x12", value)
