@@ -79,13 +79,24 @@ class Hub:
     ``keep`` False: no ring, because the output's place (a raw log) is read for replay through ``replay_from``.
     """
 
-    __slots__ = ("_clients", "_keep", "_on_room", "_replay_from", "_ring", "congested", "exit_record", "terminal")
+    __slots__ = (
+        "_clients",
+        "_keep",
+        "_on_room",
+        "_released",
+        "_replay_from",
+        "_ring",
+        "congested",
+        "exit_record",
+        "terminal",
+    )
 
     def __init__(self, *, terminal: bool, keep: bool, replay_from: "Callable[[int], bytes] | None" = None) -> None:
         self.terminal = terminal
         self.congested = False
         self.exit_record: ExitRecord | None = None
         self._keep = keep
+        self._released = False
         self._replay_from = replay_from
         self._ring = Ring()
         self._clients: list[Client] = []
@@ -145,10 +156,16 @@ class Hub:
 
     def weigh(self) -> None:
         """Find out anew whether a client holds the process up."""
-        was, self.congested = self.congested, any(client.holds_up for client in self._clients)
+        held_up = not self._released and any(client.holds_up for client in self._clients)
+        was, self.congested = self.congested, held_up
         if was and not self.congested:
             for callback in list(self._on_room):
                 callback()
+
+    def release(self) -> None:
+        """The process has exited: nobody holds it up any more. What it left in its pipes is queued for slow clients."""
+        self._released = True
+        self.weigh()
 
     def exited(self, exit_record: "ExitRecord") -> None:
         """Every client gets what is queued for it, then the exit, then the end."""

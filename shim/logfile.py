@@ -1,13 +1,14 @@
 """A log file this shim writes: appended to, rotated by size, and patient with a full disk."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import stat
 import time
 
 from shim import jsonlines, pipes
-from shim.errors import failed_precondition, invalid_argument
+from shim.errors import failed_precondition, invalid_argument, resource_exhausted
 from shim.rotation import room_cut, rotate
 from shim.stamps import Stamper
 from shim.targets import DROP, JSON, LOG
@@ -61,6 +62,7 @@ class LogFile:
         self._report = report
         self._drops = target.mode == DROP
         self._max_size_bytes = target.max_size_bytes
+        self._splices = not self.is_json
         self._shared = target.kind != LOG  # a file:// log: others may append, truncate or rename it
         self._fd = -1
         self._stamper = Stamper()
@@ -87,7 +89,8 @@ class LogFile:
             os.makedirs(os.path.dirname(self.path), 0o755 if self._shared else 0o700, exist_ok=True)
             self._fd = self._open_file(self.path)
         except OSError as error:
-            raise invalid_argument(f"log {self.path}: {error.strerror}") from error
+            refuse = resource_exhausted if error.errno in (errno.ENOSPC, errno.EDQUOT) else invalid_argument
+            raise refuse(f"log {self.path}: {error.strerror}") from error
         facts = os.fstat(self._fd)
         if not stat.S_ISREG(facts.st_mode):
             self.close()
@@ -99,6 +102,8 @@ class LogFile:
                 self.close()
                 raise failed_precondition(f"log {self.path}: the log of another process already") from None
         self.size_bytes = facts.st_size
+        if self.is_json and self.size_bytes and self.last_bytes(1) != b"\n":
+            self._append(b"\n", 0)  # a record torn by a kill: readers take it for a line of its own
 
     def _open_file(self, path: str) -> int:
         # Without O_APPEND, which splice(2) refuses; O_NONBLOCK so that a FIFO in this place cannot hang us.
@@ -134,7 +139,7 @@ class LogFile:
     @property
     def takes_splice(self) -> bool:
         """Whether bytes may go straight from the pipe into the file."""
-        return not self.is_json and not self._pending and not (self._drops and self._failing)
+        return self._splices and not self._pending and not (self._drops and self._failing)
 
     def on_room(self, callback: "Callable[[], None]") -> None:
         """Call it each time writing works again after `blocked`."""
@@ -156,7 +161,10 @@ class LogFile:
         except BlockingIOError:
             raise
         except OSError as error:
-            self._fail(error)
+            if error.errno in (errno.EINVAL, errno.ENOSYS):
+                self._splices = False  # this file system cannot: read and write instead
+            else:
+                self._fail(error)
             return None
         if moved:
             self.size_bytes += moved
@@ -192,7 +200,10 @@ class LogFile:
 
     def last_bytes(self, count: int) -> bytes:
         """The end of the active file, for a raw log's replay."""
-        return os.pread(self._fd, count, max(0, self.size_bytes - count))
+        if self._fd < 0:
+            return b""
+        count = min(count, self.size_bytes)
+        return os.pread(self._fd, count, self.size_bytes - count)
 
     # --- writing
 
@@ -268,16 +279,16 @@ class LogFile:
 
     def _open_up(self) -> None:
         """Let the pumps try: in a raw log only their splice can tell whether there is room again."""
-        if self.blocked:
-            self.blocked = False
-            for callback in list(self._on_room):
-                callback()
+        self.blocked = False
+        for callback in list(self._on_room):
+            callback()
 
     def _recovered(self) -> None:
         if self._failing:
             self._failing = False
             self._report(f"log {self.path}: writing again")
-            self._open_up()
+            if not self.blocked:  # else the retry which brought us here opens up
+                self._open_up()
 
     def _grew(self) -> None:
         for follower in list(self.followers):

@@ -21,7 +21,17 @@ class Outlet:
     Order: bytes leave in the order in which they came; `close_when_empty` closes after the last of them.
     """
 
-    __slots__ = ("_callbacks", "_closing", "_fd", "_loop", "_pending", "_watching", "broken", "pending_bytes")
+    __slots__ = (
+        "_callbacks",
+        "_closing",
+        "_fd",
+        "_loop",
+        "_owes_word",
+        "_pending",
+        "_watching",
+        "broken",
+        "pending_bytes",
+    )
 
     def __init__(self, loop: "Loop", fd: "int | None" = None) -> None:
         self._loop = loop
@@ -29,6 +39,7 @@ class Outlet:
         self._pending: list[bytes] = []
         self._watching = False
         self._closing = False
+        self._owes_word = False
         self._callbacks: list[Callable[[], None]] = []
         self.pending_bytes = 0
         self.broken = False  # the other side is gone for good: everything is taken and discarded
@@ -46,7 +57,7 @@ class Outlet:
         return self.pending_bytes == 0
 
     def on_room(self, callback: "Callable[[], None]") -> None:
-        """Call it whenever the queue has emptied after having been full, or the outlet broke or closed."""
+        """Call it when the queue has emptied after a write that left something in it, or the outlet broke or closed."""
         self._callbacks.append(callback)
 
     def connect(self, fd: int) -> None:
@@ -63,6 +74,7 @@ class Outlet:
         self.pending_bytes += len(data)
         if not self._watching:
             self._flush()
+        self._owes_word = self.pending_bytes > 0
 
     def close_when_empty(self) -> None:
         """Take nothing more; close after what is queued is out."""
@@ -88,7 +100,6 @@ class Outlet:
         """Write until done or refused. Source: write(2): EPIPE once a pipe has no reader, EIO once a pty hung up."""
         if self._fd is None:
             return
-        was_pending = self._watching
         try:
             while self._pending:
                 head = self._pending[0]
@@ -110,7 +121,7 @@ class Outlet:
         self._unwatch()
         if self._closing:
             self.close()
-        elif was_pending:
+        elif self._owes_word:
             self._tell()
 
     def _unwatch(self) -> None:
@@ -124,6 +135,7 @@ class Outlet:
         self._tell()
 
     def _tell(self) -> None:
+        self._owes_word = False
         for callback in list(self._callbacks):
             callback()
 

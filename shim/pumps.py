@@ -33,8 +33,12 @@ if TYPE_CHECKING:
         def on_room(self, callback: "Callable[[], None]") -> None: ...
 
 
-# One round moves at most this many chunks of 64 KiB per stream, so that a flood leaves the loop to everybody else.
+# One round moves at most this many chunks of 64 KiB per stream, and starts none after this time (a flood of empty lines
+# takes long to format), so that a flood leaves the loop to everybody else.
 CHUNKS_PER_ROUND = 4
+ROUND_S = 0.004
+# How long a closed exec's output waits for a client that has still to read it.
+LINGER_S = 10.0
 
 MORE = "more"  # the round's share is done; more may be there
 RESTED = "rested"  # the source has nothing now
@@ -81,6 +85,7 @@ class Pump:
         """Move one round's share, and say how it ended; what follows by itself is arranged."""
         if self.state == ENDED:
             return ENDED
+        round_ends_at = self._loop.clock() + ROUND_S
         for _ in range(CHUNKS_PER_ROUND):
             if (self._sink is not None and self._sink.blocked) or (self._hub is not None and self._hub.congested):
                 self._unwatch()
@@ -101,6 +106,8 @@ class Pump:
                 return ENDED
             if moved is not None:
                 self.taken_bytes += moved
+            if self._loop.clock() > round_ends_at:
+                break
         if self._edge:
             self._edge = False
             if self._watching:
@@ -195,8 +202,18 @@ class Pump:
         if self.state == ENDED:
             return
         fd, self.fd = self.fd, -1
-        self.state = ENDED
+        self._end()
         _Discarder(self._loop, fd)
+
+    def linger(self) -> None:
+        """Let a slow client have what the source holds by now; then, or after LINGER_S, abandon the source."""
+        if self.state == ENDED:
+            return
+
+        def last_words() -> "Handler":
+            yield from self.drain(self._loop.clock() + LINGER_S, by_mark=True)
+
+        self._loop.spawn(last_words(), lambda _value, _error: self.abandon())
 
     def _ready(self, _mask: int) -> None:
         self.run()

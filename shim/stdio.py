@@ -84,7 +84,7 @@ class Stdio:
         self._master_fd: int | None = None
         self._size: tuple[int, int] | None = None
         self._stdin_closed = False
-        self._followers: list[LogFollower] = []
+        self._started = False
         self._exit_record: ExitRecord | None = None
         self._closed_dropped_bytes = 0
         self._closed = False
@@ -221,6 +221,7 @@ class Stdio:
 
     def started(self) -> None:
         """The process has its ends: close ours, and let the copying begin."""
+        self._started = True
         self._close_child_ends()
         if self._master_fd is not None:
             self._connect_terminal(self._master_fd)
@@ -290,9 +291,9 @@ class Stdio:
 
         Raises: StatusError FailedPrecondition when this process has no log of ours.
         """
-        if self._out.kind != LOG or self._log is None:
+        if self._out.kind != LOG or self._log is None or self._closed:
             raise failed_precondition("no log: its output goes elsewhere; create it with a log:// stdout")
-        LogFollower(self._loop, self._log, call, request, over=self._exit_record is not None or self._closed)
+        LogFollower(self._loop, self._log, call, request, over=self._exit_record is not None)
 
     # --- the end
 
@@ -301,6 +302,8 @@ class Stdio:
 
         A process it left behind may write on: only what was there when it exited is waited for.
         """
+        if self._hub is not None:
+            self._hub.release()
         deadline = self._loop.clock() + deadline_s
         for pump in list(self._pumps):
             yield from pump.drain(deadline, by_mark=not self.terminal)
@@ -330,16 +333,10 @@ class Stdio:
             self._feeder.close()
         self._stdin.close()
         for pump in self._pumps:
-            pump.finish()
-            if self._log is not None:
-                self._closed_dropped_bytes += pump.unread_bytes()
-                self._log.end(pump.stream)
-            if self.terminal:
-                pump.close()
-            else:
-                pump.abandon()
-        for sink in self._sinks:
-            sink.close()
+            self._close_pump(pump)
+        if self.terminal:
+            for sink in self._sinks:
+                sink.close()
         if self._log is not None:
             for follower in list(self._log.followers):
                 follower.log_ended()
@@ -352,6 +349,18 @@ class Stdio:
                 os.unlink(path)
             except FileNotFoundError:
                 pass
+
+    def _close_pump(self, pump: Pump) -> None:
+        pump.finish()
+        if self.terminal:
+            if self._log is not None:
+                self._log.settle(pump.stream)
+            pump.close()
+        elif self._log is None and self._sinks and self._started:
+            pump.linger()
+        else:
+            self._closed_dropped_bytes += pump.unread_bytes() if self._log is not None else 0
+            pump.abandon()
 
     def _close_child_ends(self) -> None:
         for index, fd in enumerate(self._child):
