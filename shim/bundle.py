@@ -130,6 +130,13 @@ class Bundle:
         if found.st_uid != os.geteuid():
             raise invalid_argument(f"bundle {self.path} belongs to uid {found.st_uid}, not to us ({os.geteuid()})")
 
+    def check_is(self, path: str) -> None:
+        """Raises: InvalidArgument unless a request's bundle is this one, by whatever path."""
+        asked = Bundle(path)
+        asked.check()
+        if not os.path.samefile(path, self.path):
+            raise invalid_argument(f"this shim was started in bundle {self.path}, not in {path}")
+
     def file(self, *names: str) -> str:
         return os.path.join(self.path, *names)
 

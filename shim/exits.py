@@ -64,7 +64,7 @@ class Exit:
         """The one number of containerd's API: the code, or 128 + signal; the only place that adds them."""
         if self.signal is not None:
             return 128 + self.signal
-        return UNKNOWN_STATUS if self.code is None else self.code
+        return self.code if self.code is not None else UNKNOWN_STATUS
 
     def set_wait_status(self, status: int) -> None:
         """Take code, signal and core from a status of wait(2)."""
@@ -81,7 +81,7 @@ class Exit:
     @classmethod
     def from_json(cls, raw: bytes) -> "Exit":
         """Raises: ValueError when it is no exit record of a version we know."""
-        fields: dict[str, Any] = json.loads(raw)
+        fields: Any = json.loads(raw)
         if not isinstance(fields, dict) or fields.pop("version", None) != VERSION:
             raise ValueError("not an exit record of a known version")
         try:

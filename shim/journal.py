@@ -68,6 +68,11 @@ class Cursor:
         self._generation = -1
         self._offset = 0
 
+    def rewind(self, seq: int) -> None:
+        """Stand right after an earlier record again."""
+        self.seq = seq
+        self._generation = -1
+
 
 def encode_header() -> bytes:
     start = _HEADER.pack(MAGIC, VERSION, 0)[:12]

@@ -1,0 +1,162 @@
+"""The shim's command line, as containerd calls it. The only reader of argv and the environment.
+
+containerd-shim-shimd-v2 -namespace NS -id ID -address SOCKET [-publish-binary BIN] [-debug] start | delete
+containerd-shim-shimd-v2 -v
+"""
+
+import os
+import sys
+
+from shim.parts import Params
+from shim.version import REVISION, VERSION
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# What Go's flag package calls them; the value says whether a flag takes an argument.
+FLAGS = {
+    "namespace": True, "id": True, "address": True, "publish-binary": True, "socket": True, "bundle": True,
+    "fd": True, "debug": False, "v": False, "version": False, "h": False, "help": False,
+}  # fmt: skip
+TRUE, FALSE = ("1", "t", "T", "true", "TRUE", "True"), ("0", "f", "F", "false", "FALSE", "False")
+STDIN_MAX_BYTES = 1 << 20
+USAGE = "usage: containerd-shim-shimd-v2 -namespace NS -id ID -address SOCKET [-debug] start | delete; or -v"
+
+
+class UsageError(Exception):
+    """A command line we do not understand."""
+
+
+def parse_flags(arguments: "Sequence[str]") -> "tuple[dict[str, str], list[str]]":
+    """Go's flag syntax: -name value, -name=value, one dash or two, booleans bare; ends at the first non-flag. Pure.
+
+    Raises: UsageError.
+    """
+    values: dict[str, str] = {}
+    rest = list(arguments)
+    while rest:
+        word = rest[0]
+        if len(word) < 2 or word[0] != "-":
+            break
+        rest.pop(0)
+        if word == "--":
+            break
+        name, equals, value = word.removeprefix("-").removeprefix("-").partition("=")
+        if name not in FLAGS:
+            raise UsageError(f"flag provided but not defined: -{name}")
+        if FLAGS[name]:
+            if not equals:
+                if not rest:
+                    raise UsageError(f"flag needs an argument: -{name}")
+                value = rest.pop(0)
+        else:
+            value = value if equals else "true"
+            if value not in TRUE + FALSE:
+                raise UsageError(f'invalid boolean value "{value}" for -{name}')
+            value = "true" if value in TRUE else ""
+        values[name] = value
+    return values, rest
+
+
+def main() -> int:
+    """Blocks: `serve` for the container's life, the others briefly. Returns the exit code; errors are on stderr."""
+    try:
+        flags, rest = parse_flags(sys.argv[1:])
+        if flags.get("v") or flags.get("version"):
+            _print_version()
+            return 0
+        if flags.get("h") or flags.get("help"):
+            _say(USAGE)
+            return 0
+        action = rest[0] if rest else "serve"
+        return run(action, flags)
+    except UsageError as error:
+        _say(f"{error}\n{USAGE}")
+        return 2
+
+
+def run(action: str, flags: "dict[str, str]") -> int:
+    """One action. Raises: UsageError."""
+    from shim.bundle import Bundle, require_id
+    from ttrpc.errors import StatusError
+
+    environment = dict(os.environ)
+    params = Params(
+        namespace=flags.get("namespace", ""),
+        id=flags.get("id", ""),
+        address=flags.get("address", ""),
+        bundle=flags.get("bundle") or os.getcwd(),
+        socket_path=flags.get("socket", ""),
+        publish_binary=flags.get("publish-binary", ""),
+        debug=bool(flags.get("debug")),
+        environment=environment,
+    )
+    try:
+        require_id(params.namespace, "namespace")
+        require_id(params.id, "id")
+        Bundle(params.bundle).check()
+    except StatusError as error:
+        _say(str(error))
+        return 1
+    if action == "start":
+        return _start(params, environment)
+    if action == "delete":
+        return _delete(params, environment)
+    if action == "serve" and "fd" in flags and params.socket_path:
+        return _serve(int(flags["fd"]), params)
+    raise UsageError(f"unknown action {action!r}" if action != "serve" else "an action is missing")
+
+
+def _start(params: Params, environment: "dict[str, str]") -> int:
+    from shim.start import DEFAULT_SOCKET_DIR, StartError, start
+
+    stdin = b"" if os.isatty(0) else _read_stdin()
+    try:
+        return start(params, environment.get("SHIMD_SOCKET_DIR", DEFAULT_SOCKET_DIR), stdin, _serve)
+    except (StartError, OSError) as error:
+        _say(str(error))
+        return 1
+
+
+def _read_stdin() -> bytes:
+    parts: list[bytes] = []
+    while len(parts) * 65536 < STDIN_MAX_BYTES and (part := os.read(0, 65536)):
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _serve(listener_fd: int, params: Params) -> int:
+    from shim.serve import serve
+
+    return serve(listener_fd, params)
+
+
+def _delete(params: Params, environment: "dict[str, str]") -> int:
+    """Nothing but the answer may get to stdout: the daemon parses all of it."""
+    from shim.delete import delete
+    from shim.start import DEFAULT_SOCKET_DIR, socket_path
+
+    directory = environment.get("SHIMD_SOCKET_DIR", DEFAULT_SOCKET_DIR)
+    params.socket_path = params.socket_path or socket_path(directory, params.address, params.namespace, params.id)
+    try:
+        answer = delete(params, _say)
+    except (OSError, ValueError) as error:
+        _say(f"delete {params.id}: {error}")
+        return 1
+    os.write(1, answer)
+    return 0
+
+
+def _print_version() -> None:
+    implementation = sys.version.split()[0]
+    text = f"{sys.argv[0]}:\n  Version:  {VERSION}\n  Revision: {REVISION}\n  Python version: {implementation}\n\n"
+    os.write(1, text.encode())
+
+
+def _say(text: str) -> None:
+    os.write(2, (text + "\n").encode(errors="replace"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

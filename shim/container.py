@@ -1,0 +1,396 @@
+"""The container of this shim: what may be asked of it, and what that does to runc, its files and its events."""
+
+import json
+import os
+import signal
+import time
+
+from shim import kernel, mounts, runc
+from shim.bundle import parse_object
+from shim.ending import ENDING_S, thaw
+from shim.errors import failed_precondition, internal, not_found, unknown
+from shim.lifecycle import CREATED, CREATING, DELETED, PAUSED, RUNNING, STOPPED
+from shim.lock import Lock
+from shim.process import Process
+from shim.reaper import NotOurChild
+from shim.steps import DeadlinePassed, Fired, Signal
+from ttrpc.api import events, wkt
+from ttrpc.errors import StatusError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from shim.parts import Parts
+    from shim.stdio import Stdio, StdioRequest
+    from shim.steps import Handler
+    from ttrpc.api.runc import CheckpointOptions, Options
+
+
+class Container:
+    """Owns init, the execs, the rootfs mounts, the OOM watch, and `state.json`.
+
+    Order: the calls that change the container through runc are serialised by ``lock``; State, Wait, Kill and CloseIO
+    never wait for them.
+    """
+
+    def __init__(self, parts: "Parts", options: "Options", io: "StdioRequest", *, shares_pids: bool) -> None:
+        self.parts = parts
+        self.id = parts.params.id
+        self.options = options
+        self.runc = runc.Runc(
+            parts.bundle.path,
+            self.id,
+            binary=options.binary_name,
+            root=os.path.join(options.root or runc.DEFAULT_ROOT, parts.params.namespace),
+            systemd_cgroup=options.systemd_cgroup,
+            criu_path=options.criu_path,
+        )
+        self.init = Process("", io)
+        self.execs: dict[str, Process] = {}
+        self.lock = Lock()
+        self.is_pausing = False
+        self.shares_pids = shares_pids
+        self.mounted = False
+        self.cgroup: Any = None
+        self.oom: Any = None
+        self.oom_count = 0
+        self.oom_at: float | None = None
+
+    @property
+    def state(self) -> str:
+        return self.init.lifecycle.state
+
+    def find(self, exec_id: str) -> Process:
+        """Init (empty id) or an exec. Raises: NotFound."""
+        if self.state == DELETED:
+            raise not_found(f"container {self.id} does not exist: it was deleted")
+        if not exec_id:
+            if self.state == CREATING:
+                raise not_found("container not created")
+            return self.init
+        process = self.execs.get(exec_id)
+        if process is None:
+            raise not_found(f"process does not exist {exec_id}")
+        return process
+
+    # --- what creating and starting a process needs
+
+    def reserve_exit(self, exec_id: str) -> None:
+        """Set room for an exit record aside. Raises: UNKNOWN when there is none: better before than after."""
+        try:
+            self.parts.exits.reserve(exec_id)
+        except OSError as error:
+            raise unknown(f"no room for the exit record in {self.parts.exits.path}: {error.strerror}") from None
+
+    def open_stdio(self, process: Process) -> "Stdio":
+        """Open a process's streams. Raises: InvalidArgument and the like, with nothing left open."""
+        stdio = process.stdio = self.parts.make_stdio(process, self.options.io_uid, self.options.io_gid)
+        stdio.open()
+        if process.stdin_closed:
+            stdio.close_stdin()
+        return stdio
+
+    def adopt(self, process: Process, pid_file: str) -> "Handler":
+        """Take the process runc has left us, and its console. The value is the signal of its exit.
+
+        Order: while the reaper holds strangers. Raises: INTERNAL when the runtime claims success but left none.
+        """
+        try:
+            ended = process.adopt(self.parts.reaper, self.parts.bundle.read_pid(pid_file))
+        except (OSError, ValueError, NotOurChild) as error:
+            raise internal(f"{self.runc.binary} reported success but left no process to us: {error}") from None
+        assert process.stdio is not None
+        if process.stdio.console_socket:
+            try:
+                yield from process.stdio.receive_console()
+            except Exception:
+                process.signal(signal.SIGKILL)
+                raise
+        process.stdio.started()
+        return ended
+
+    # --- OOM
+
+    def watch_cgroup(self) -> None:
+        """Find the cgroup and watch it for OOM kills. A container without either runs all the same."""
+        try:
+            self.cgroup = self.parts.find_cgroup(self.init.pid)
+            self.oom = self.parts.watch_oom(self.cgroup, lambda _count: self.tell_oom())
+        except (OSError, StatusError) as error:
+            self.parts.log.warning(f"no OOM watch: {error}")
+
+    def tell_oom(self) -> None:
+        """Tell of OOM kills that happened since the last time."""
+        if self.oom is None:
+            return
+        try:
+            count = self.oom.count()
+        except OSError:  # the cgroup is gone: what it counted last was told
+            return
+        if count > self.oom_count:
+            self.oom_count = count
+            self.oom_at = time.monotonic()
+            self.parts.tell("/tasks/oom", events.TaskOOM(container_id=self.id))
+
+    # --- start
+
+    def start(self) -> "Handler":
+        """Let init run the user's program. Order: `start` is told before the exit, however soon that came.
+
+        Raises: UNKNOWN in the wrong state, or with runc's words.
+        """
+        init = self.find("")
+        if self.state != CREATED or init.starting is not None:
+            raise unknown(f"cannot start a {self._word(init)} process")
+        starting = init.starting = Signal()
+        try:
+            yield from self.lock.acquire()
+            try:
+                init.started_at_ns = time.time_ns()
+                yield from self.runc.call(self.parts.reaper, "start", "start", self.id, deadline_s=runc.START_S)
+            finally:
+                self.lock.release()
+            init.lifecycle.record("started")
+            self.save()
+            self.parts.tell("/tasks/start", events.TaskStart(container_id=self.id, pid=init.pid))
+        except StatusError:
+            init.lifecycle.record("start_failed")
+            init.started_at_ns = None
+            raise
+        finally:
+            init.starting = None
+            starting.fire()
+        return init.pid
+
+    def _word(self, process: Process) -> str:
+        """The state as an error names it; a process that runs or is about to is `running`."""
+        return (
+            "running" if process.starting is not None or process.lifecycle.state == PAUSED else process.lifecycle.state
+        )
+
+    # --- while it runs
+
+    def kill(self, process: Process, signum: int, everyone: bool) -> "Handler":
+        """Signal a process, or with ``everyone`` all of the container.
+
+        All: by `runc kill --all`, which freezes the cgroup so that no fork escapes. Raises: see Process.signal.
+        """
+        if process.lifecycle.state == STOPPED:
+            raise not_found("process already finished")
+        if everyone and process is self.init:
+            try:
+                yield from self.runc.call(
+                    self.parts.reaper, "kill", "kill", "--all", self.id, str(signum), deadline_s=runc.KILL_S
+                )
+            except StatusError as error:
+                if runc.is_not_running(error):
+                    raise not_found("process already finished") from None
+                raise
+            return
+        process.signal(signum)
+        if process.is_killed and process is self.init and self.state == PAUSED:
+            yield from thaw(self)
+
+    def pause(self) -> "Handler":
+        """Freeze every process. Raises: UNKNOWN in the wrong state, or with runc's words."""
+        self.require("pause")
+        yield from self.lock.acquire()
+        try:
+            self.require("pause")
+            self.is_pausing = True
+            try:
+                yield from self.runc.call(self.parts.reaper, "pause", "pause", self.id, deadline_s=runc.PAUSE_S)
+            except StatusError:
+                yield from thaw(self)  # a freeze that was cut short must not leave the container half frozen
+                raise
+            finally:
+                self.is_pausing = False
+            if self.state == RUNNING:  # else it exited meanwhile, which has been told
+                self.init.lifecycle.record("paused")
+                self.save()
+                self.parts.tell("/tasks/paused", events.TaskPaused(container_id=self.id))
+                if self.init.is_killed:
+                    yield from thaw(self)
+        finally:
+            self.lock.release()
+
+    def resume(self) -> "Handler":
+        """Thaw every process. Raises: UNKNOWN in the wrong state, or with runc's words."""
+        self.require("resume")
+        yield from self.lock.acquire()
+        try:
+            self.require("resume")
+            yield from self.runc.call(self.parts.reaper, "resume", "resume", self.id, deadline_s=runc.PAUSE_S)
+            if self.state == PAUSED:
+                self.init.lifecycle.record("resumed")
+                self.save()
+                self.parts.tell("/tasks/resumed", events.TaskResumed(container_id=self.id))
+        finally:
+            self.lock.release()
+
+    def update(self, resources: bytes) -> "Handler":
+        """Change the cgroup's limits; ``resources`` is OCI LinuxResources as JSON.
+
+        Raises: InvalidArgument for bad JSON, UNKNOWN otherwise.
+        """
+        self.require("update")
+        parse_object(resources, "resources")
+        yield from self.lock.acquire()
+        try:
+            self.require("update")
+            yield from self.runc.call(
+                self.parts.reaper, "update", "update", "--resources=-", self.id,
+                deadline_s=runc.UPDATE_S, input_bytes=resources,
+            )  # fmt: skip
+        finally:
+            self.lock.release()
+
+    def checkpoint(self, path: str, options: "CheckpointOptions") -> "Handler":
+        """Have criu write the container's memory to a directory. Raises: UNKNOWN with criu's words."""
+        self.require("checkpoint")
+        yield from self.lock.acquire()
+        try:
+            self.require("checkpoint")
+            arguments = checkpoint_arguments(path, options, self.parts.bundle.file("work"))
+            yield from self.runc.call(
+                self.parts.reaper, "checkpoint", *arguments, self.id, deadline_s=runc.CHECKPOINT_S
+            )
+        finally:
+            self.lock.release()
+
+    def pids(self) -> "Handler":
+        """Every pid of the container, as runc lists them. Raises: UNKNOWN."""
+        out = yield from self.runc.call(
+            self.parts.reaper, "ps", "ps", "--format", "json", self.id, deadline_s=runc.LIST_S
+        )
+        try:
+            return [int(pid) for pid in json.loads(out or b"null") or []]
+        except (ValueError, TypeError):
+            raise unknown(f"OCI runtime ps failed: unreadable answer {out[:200]!r}") from None
+
+    def require(self, request: str) -> None:
+        """Raises: NotFound before create and after delete, UNKNOWN in any other state the table refuses."""
+        self.find("")
+        if not self.init.lifecycle.may(request) or self.init.reaped:
+            raise unknown(f"cannot {request} a {STOPPED if self.init.reaped else self.state} container")
+
+    # --- the end
+
+    def delete(self) -> "Handler":
+        """Forget the container: runc's state, cgroup, mounts and fds. A container never started is killed first.
+
+        Order: told after the exit. Raises: UNKNOWN while it runs; NotFound the second time.
+        """
+        init = self.find("")
+        if self.state in (RUNNING, PAUSED) and not init.reaped:
+            raise unknown("cannot delete a running process")
+        if self.state == CREATED and not init.reaped:
+            init.signal(signal.SIGKILL)
+        try:
+            yield Fired(init.told, deadline_s=ENDING_S)
+        except DeadlinePassed:
+            raise failed_precondition(
+                f"init {init.pid} was killed but its exit is not on disk yet; try again"
+            ) from None
+        yield from self.lock.acquire()
+        try:
+            self.find("")
+            yield from self._run_delete()
+            self._release()
+            init.lifecycle.record("deleted")
+        finally:
+            self.lock.release()
+        self.save()
+        assert init.exit is not None
+        deleted = events.TaskDelete(container_id=self.id, pid=init.pid, exit_status=init.status)
+        deleted.exited_at.CopyFrom(wkt.timestamp(init.exit.exited_at_ns))
+        self.parts.tell("/tasks/delete", deleted)
+        return init
+
+    def _run_delete(self) -> "Handler":
+        for arguments in (("delete", self.id), ("delete", "--force", self.id)):
+            try:
+                yield from self.runc.call(self.parts.reaper, "delete", *arguments, deadline_s=runc.DELETE_S)
+            except StatusError as error:
+                if runc.is_gone(error):
+                    return
+                if "--force" in arguments:
+                    raise
+                self.parts.log.warning(f"delete fails, forcing it: {error}")
+            else:
+                return
+
+    def _release(self) -> None:
+        for process in (*self.execs.values(), self.init):
+            process.close(self.parts)
+            if not process.told.fired:
+                process.told.fire(None)
+        if self.oom is not None:
+            self.oom.close()
+            self.oom = None
+        self.unmount()
+
+    def unmount(self) -> None:
+        if self.mounted:
+            try:
+                mounts.unmount_all(self.parts.bundle.rootfs)
+                self.mounted = False
+            except OSError as error:
+                self.parts.log.error(f"cannot unmount the rootfs: {error}")
+
+    # --- for a successor
+
+    def save(self) -> None:
+        """Write state.json: all a successor needs that runc and the bundle do not say. A full disk is only logged."""
+        params = self.parts.params
+        state = {
+            "version": 1,
+            "incarnation": self.parts.incarnation,
+            "boot_id": self.parts.boot_id,
+            "namespace": params.namespace,
+            "id": self.id,
+            "address": params.address,
+            "shim_pid": os.getpid(),
+            "shim_start_ticks": kernel.start_ticks(os.getpid()),
+            "state": self.state,
+            "runtime": self.runc.binary,
+            "runtime_root": self.runc.root,
+            "systemd_cgroup": self.runc.systemd_cgroup,
+            "criu_path": self.runc.criu_path,
+            "io_uid": self.options.io_uid,
+            "io_gid": self.options.io_gid,
+            "shares_pids": self.shares_pids,
+            "mounted": self.mounted,
+            "oom_count": self.oom_count,
+            "init": self.init.snapshot(),
+        }
+        self._write("state.json", state)
+
+    def save_exec(self, process: Process) -> None:
+        """The same for one exec, in a file of its own: its changes cost the same however many there are."""
+        self._write(f"execs/{process.exec_id}.state.json", process.snapshot())
+
+    def _write(self, name: str, state: "dict[str, Any]") -> None:
+        try:
+            self.parts.bundle.write_json(name, state)
+        except OSError as error:
+            self.parts.log.warning(f"{name} is out of date: {error}")
+
+
+def checkpoint_arguments(path: str, options: "CheckpointOptions", work_dir: str) -> list[str]:
+    """The arguments of `runc checkpoint`. Pure."""
+    arguments = ["checkpoint", "--image-path", path, "--work-path", options.work_path or work_dir]
+    switches = {
+        "--tcp-established": options.open_tcp,
+        "--ext-unix-sk": options.external_unix_sockets,
+        "--shell-job": options.terminal,
+        "--file-locks": options.file_locks,
+        "--leave-running": not options.exit,
+    }
+    arguments += [switch for switch, is_set in switches.items() if is_set]
+    for name in options.empty_namespaces:
+        arguments += ["--empty-ns", name]
+    if options.cgroups_mode:
+        arguments += ["--manage-cgroups-mode", options.cgroups_mode]
+    return arguments

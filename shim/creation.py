@@ -1,0 +1,119 @@
+"""Creating the container: mounts, stdio, `runc create`; and how a Create that failed is undone."""
+
+import os
+
+from shim import mounts, runc
+from shim.ending import on_exit
+from shim.errors import unknown
+from ttrpc.api import events
+from ttrpc.errors import StatusError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from shim.container import Container
+    from shim.stdio import Stdio
+    from shim.steps import Handler
+    from ttrpc.api.runc import Options
+    from ttrpc.api.task import CreateTaskRequest
+
+
+def create(container: "Container", request: "CreateTaskRequest") -> "Handler":
+    """Create init, paused before the user's program. The value is its pid.
+
+    Blocks: until runc has written the pid file (about 40 ms).
+    Order: what fails is undone before the failure is told; an exit seen meanwhile is told after `create`.
+    Raises: UNKNOWN with runc's own words, InvalidArgument, FailedPrecondition without a runtime.
+    """
+    bundle = container.parts.bundle
+    planned = mounts.plan(request.rootfs, bundle.rootfs)
+    has_run = False
+    try:
+        bundle.make_directories()
+        _write_options(container)
+        container.reserve_exit("")
+        if planned:
+            os.makedirs(bundle.rootfs, mode=0o711, exist_ok=True)
+            mounts.mount_all(planned, bundle.rootfs)
+            container.mounted = True
+        stdio = container.open_stdio(container.init)
+        has_run = True
+        yield from _run(container, stdio, request)
+    except Exception as error:
+        yield from _undo(container, has_run)
+        if isinstance(error, OSError):
+            raise unknown(f"cannot create the container: {error}") from None
+        raise
+    return container.init.pid
+
+
+def _run(container: "Container", stdio: "Stdio", request: "CreateTaskRequest") -> "Handler":
+    parts, init, pid_file = container.parts, container.init, container.parts.bundle.file("init.pid")
+    parts.reaper.hold()
+    try:
+        arguments = create_arguments(container.options, parts.bundle.path, pid_file, stdio.console_socket)
+        yield from container.runc.call(
+            parts.reaper, "create", *arguments, container.id, deadline_s=runc.CREATE_S, stdio=stdio.child_ends()
+        )
+        ended = yield from container.adopt(init, pid_file)
+        container.watch_cgroup()
+        init.lifecycle.record("created")
+        container.save()
+        io = init.request
+        created = events.TaskCreate(container_id=container.id, bundle=parts.bundle.path, pid=init.pid)
+        created.rootfs.extend(request.rootfs)
+        created.io.stdin, created.io.stdout, created.io.stderr = io.stdin, io.stdout, io.stderr
+        created.io.terminal = io.terminal
+        parts.tell("/tasks/create", created)
+        ended.subscribe(lambda status: on_exit(container, init, status))
+    finally:
+        parts.reaper.release()
+
+
+def _undo(container: "Container", has_run: bool) -> "Handler":
+    """Leave nothing of a Create that failed. Its own failures are logged: the first cause is what is told."""
+    parts = container.parts
+    if has_run:
+        try:
+            yield from container.runc.call(
+                parts.reaper, "delete", "delete", "--force", container.id, deadline_s=runc.DELETE_S
+            )
+        except StatusError as error:
+            if not runc.is_gone(error):
+                parts.log.warning(f"undoing a failed create: {error}")
+    container.init.close(parts)
+    container.unmount()
+    parts.exits.forget("")
+    container.init.lifecycle.record("create_failed")
+
+
+def _write_options(container: "Container") -> None:
+    """options.json and runtime, as containerd's shim leaves them for `delete`."""
+    options, bundle = container.options, container.parts.bundle
+    names = [field.name for field in options.DESCRIPTOR.fields]
+    bundle.write_json("options.json", {name: getattr(options, name) for name in names if getattr(options, name)})
+    with open(bundle.file("runtime"), "w", encoding="utf-8") as file:
+        file.write(options.binary_name)
+
+
+def create_arguments(options: "Options", bundle: str, pid_file: str, console_socket: "str | None") -> list[str]:
+    """The arguments of `runc create`, all but the id. Pure."""
+    arguments = ["create", "--bundle", bundle, "--pid-file", pid_file]
+    if console_socket:
+        arguments += ["--console-socket", console_socket]
+    if options.no_pivot_root:
+        arguments.append("--no-pivot")
+    if options.no_new_keyring:
+        arguments.append("--no-new-keyring")
+    return arguments
+
+
+def shares_pid_namespace(spec: "dict[str, Any]") -> bool:
+    """Whether init's death leaves other processes behind, having no PID namespace of its own. Pure."""
+    linux = spec.get("linux")
+    namespaces = linux.get("namespaces") if isinstance(linux, dict) else None
+    for namespace in namespaces if isinstance(namespaces, list) else ():
+        if isinstance(namespace, dict) and namespace.get("type") == "pid":
+            return bool(namespace.get("path"))
+    return True

@@ -1,0 +1,144 @@
+"""The path of an exit: reaped, others first, output drained, record on disk, journal, and only then anybody is told."""
+
+import time
+
+from shim import runc
+from shim.exits import Exit
+from shim.lifecycle import STOPPED
+from shim.steps import DeadlinePassed, Fired, Sleep
+from ttrpc.api import events, wkt
+from ttrpc.errors import StatusError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from shim.container import Container
+    from shim.process import Process
+    from shim.steps import Handler
+
+# What the process wrote is in its pipes when it is reaped; only a reader who does not read can take longer than this.
+DRAIN_S = 2.0
+# For all exits of execs to be told before init's. Their processes are dead with init's namespace; what takes time is
+# draining them, and a `runc exec` that was under way.
+EXECS_S = 10.0
+# How long Delete waits for an exit that is just being told, init having been killed for it if need be.
+ENDING_S = 30.0
+# An OOM kill so shortly before an exit that was not clean is called its cause.
+OOM_RECENT_S = 10.0
+# Between tries to write an exit record that a full disk refused: this at first, doubling up to the limit.
+RETRY_FIRST_S, RETRY_MAX_S = 0.05, 1.0
+
+
+def on_exit(container: "Container", process: "Process", status: int) -> None:
+    """A process was reaped: from here on its pid is nobody's. The rest takes its time."""
+    process.reaped = True
+    exited_at_ns = time.time_ns()
+    container.parts.loop.spawn(end(container, process, status, exited_at_ns))
+
+
+def end(container: "Container", process: "Process", status: int, exited_at_ns: int) -> "Handler":
+    """Tell a process's exit. Order: after its start, its output, the OOM that caused it, and, for init, all execs."""
+    if process.starting is not None:
+        yield Fired(process.starting)
+    if process is container.init:
+        yield from _end_others(container)
+    if process.stdio is not None:
+        try:
+            yield from process.stdio.drain(DRAIN_S)
+        except Exception as error:  # noqa: BLE001 - output that cannot be drained must not keep an exit from being told
+            container.parts.log.failure(f"draining {process.name}", error)
+    container.tell_oom()
+    record = _record(container, process, status, exited_at_ns)
+    yield from _put_on_disk(container, record)
+    _tell(container, process, record)
+
+
+def _record(container: "Container", process: "Process", status: int, exited_at_ns: int) -> Exit:
+    parts = container.parts
+    record = Exit(
+        container_id=container.id,
+        exec_id=process.exec_id,
+        pid=process.pid,
+        exited_at_ns=exited_at_ns,
+        started_at_ns=process.started_at_ns,
+        start_ticks=process.start_ticks,
+        boot_id=parts.boot_id,
+        incarnation=parts.incarnation,
+    )
+    record.set_wait_status(status)
+    oom_at = container.oom_at
+    record.oom = record.code != 0 and oom_at is not None and time.monotonic() - oom_at < OOM_RECENT_S
+    return record
+
+
+def _put_on_disk(container: "Container", record: Exit) -> "Handler":
+    """Write the record, until it is written: an exit nobody could read back after our death is not told."""
+    parts, delay_s, refused = container.parts, RETRY_FIRST_S, False
+    while True:
+        # The seq is that of the journal record which tells it: nothing may come between this and `tell`.
+        record.seq = parts.journal.last_seq + 1
+        try:
+            parts.exits.write(record)
+        except OSError as error:
+            if not refused:
+                refused = True
+                parts.unwritten_exits += 1
+            parts.log.error(f"the exit record of {record.exec_id or 'init'} cannot be written, trying again: {error}")
+            yield Sleep(delay_s)
+            delay_s = min(2 * delay_s, RETRY_MAX_S)
+            continue
+        if refused:
+            parts.unwritten_exits -= 1
+            parts.log.info(f"the exit record of {record.exec_id or 'init'} is written")
+        return
+
+
+def _tell(container: "Container", process: "Process", record: Exit) -> None:
+    process.exit = record
+    process.lifecycle.record("exited")
+    if process is container.init:
+        container.save()
+    else:
+        container.save_exec(process)
+    told = events.TaskExit(
+        container_id=container.id, id=process.exec_id or container.id, pid=record.pid, exit_status=record.status
+    )
+    told.exited_at.CopyFrom(wkt.timestamp(record.exited_at_ns))
+    container.parts.tell("/tasks/exit", told, record)
+    if process.stdio is not None:
+        process.stdio.exited(record.to_message())
+    if not process.told.fired:  # else deleted meanwhile: its waiters have been told so
+        process.told.fire(record)
+
+
+def _end_others(container: "Container") -> "Handler":
+    """Init is dead: end what its PID namespace does not end by itself, and let every exec's exit be told first."""
+    if container.shares_pids:
+        try:
+            yield from container.runc.call(
+                container.parts.reaper, "kill", "kill", "--all", container.id, "9", deadline_s=runc.KILL_S
+            )
+        except StatusError as error:
+            if not runc.is_not_running(error):
+                container.parts.log.warning(f"killing the rest of the container: {error}")
+    deadline = time.monotonic() + EXECS_S
+    for process in tuple(container.execs.values()):
+        for signal in (process.starting, process.told):
+            # What never started is nothing to wait for; `starting` comes first, for it decides that.
+            if signal is None or (signal is process.told and process.pid == 0):
+                continue
+            try:
+                yield Fired(signal, deadline_s=max(0.0, deadline - time.monotonic()))
+            except DeadlinePassed:
+                container.parts.log.warning(f"exec {process.exec_id} did not end within {EXECS_S:g} s of init")
+                break
+
+
+def thaw(container: "Container") -> "Handler":
+    """Let a frozen container go on, so that what was killed in it can die. Not told: its exit is."""
+    try:
+        yield from container.runc.call(
+            container.parts.reaper, "resume", "resume", container.id, deadline_s=runc.PAUSE_S
+        )
+    except StatusError as error:
+        if container.state != STOPPED and not container.init.reaped:
+            container.parts.log.warning(f"thawing: {error}")

@@ -1,0 +1,138 @@
+"""Execs: more processes in a running container."""
+
+import json
+import time
+
+from shim import runc
+from shim.bundle import parse_object, remove, write_replacing
+from shim.ending import ENDING_S, on_exit
+from shim.errors import already_exists, failed_precondition, invalid_argument, not_found, unknown
+from shim.lifecycle import CREATED, PAUSED, RUNNING
+from shim.process import Process
+from shim.steps import DeadlinePassed, Fired, Signal
+from ttrpc.api import events
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from shim.container import Container
+    from shim.stdio import StdioRequest
+    from shim.steps import Handler
+
+
+def add(container: "Container", exec_id: str, io: "StdioRequest", spec: bytes) -> None:
+    """Register an exec: its id is taken, its streams are open (so a client can attach first), nothing runs yet.
+
+    Raises: AlreadyExists; UNKNOWN unless the container runs; InvalidArgument for a process nobody could run.
+    """
+    container.require("exec")
+    if exec_id == container.id:
+        raise invalid_argument(f"exec id {exec_id!r} is the container's own: their exits could not be told apart")
+    if exec_id in container.execs:
+        raise already_exists(f"id {exec_id}")
+    process_spec = check_process(spec, io.terminal)
+    process = Process(exec_id, io)
+    container.open_stdio(process)
+    try:
+        write_replacing(_file(container, exec_id, "process.json"), json.dumps(process_spec).encode())
+    except OSError as error:
+        process.close(container.parts)
+        raise unknown(f"cannot write the process of exec {exec_id}: {error.strerror}") from None
+    container.execs[exec_id] = process
+    container.save_exec(process)
+    container.parts.tell("/tasks/exec-added", events.TaskExecAdded(container_id=container.id, exec_id=exec_id))
+
+
+def check_process(raw: bytes, terminal: bool) -> "dict[str, Any]":
+    """An OCI process object as runc can take it; the request's word about a terminal is the one that counts. Pure.
+
+    Raises: InvalidArgument naming the field.
+    """
+    spec = parse_object(raw, "exec spec")
+    arguments = spec.get("args")
+    if not isinstance(arguments, list) or not arguments or not all(isinstance(word, str) for word in arguments):
+        raise invalid_argument("exec spec: args must be a list of strings, the program first")
+    if not isinstance(spec.get("cwd"), str) or not spec["cwd"].startswith("/"):
+        raise invalid_argument("exec spec: cwd must be an absolute path")
+    return {**spec, "terminal": terminal}
+
+
+def start(container: "Container", process: Process) -> "Handler":
+    """Run it. The value is its pid. Order: `exec-started` is told before its exit.
+
+    Raises: FailedPrecondition after init's exit, UNKNOWN in the wrong state or with runc's words.
+    """
+    if container.init.reaped or container.state not in (RUNNING, PAUSED):
+        raise failed_precondition(f"container {container.id} init process is not running")
+    if container.state == PAUSED or container.is_pausing:
+        raise unknown("cannot start an exec in a paused container")
+    if process.lifecycle.state != CREATED or process.starting is not None:
+        state = "running" if process.starting is not None else process.lifecycle.state
+        raise unknown(f"cannot start a {state} process")
+    process.starting = starting = Signal()
+    container.parts.reaper.hold()
+    try:
+        yield from _run(container, process)
+    except Exception as error:
+        process.lifecycle.record("start_failed")
+        process.close(container.parts)
+        if isinstance(error, OSError):
+            raise unknown(f"cannot start exec {process.exec_id}: {error}") from None
+        raise
+    finally:
+        container.parts.reaper.release()
+        process.starting = None
+        starting.fire()
+    return process.pid
+
+
+def _run(container: "Container", process: Process) -> "Handler":
+    parts = container.parts
+    pid_file = _file(container, process.exec_id, "pid")
+    container.reserve_exit(process.exec_id)
+    stdio = process.stdio or container.open_stdio(process)  # closed when an earlier start failed
+    arguments = ["exec", "--detach", "--process", _file(container, process.exec_id, "process.json")]
+    arguments += ["--pid-file", pid_file]
+    if stdio.console_socket:
+        arguments += ["--console-socket", stdio.console_socket]
+    process.started_at_ns = time.time_ns()
+    yield from container.runc.call(
+        parts.reaper, "exec", *arguments, container.id,
+        deadline_s=runc.EXEC_S, stdio=stdio.child_ends(), log_path=_file(container, process.exec_id, "log.json"),
+    )  # fmt: skip
+    ended = yield from container.adopt(process, pid_file)
+    process.lifecycle.record("started")
+    remove(_file(container, process.exec_id, "process.json"))
+    container.save_exec(process)
+    started = events.TaskExecStarted(container_id=container.id, exec_id=process.exec_id, pid=process.pid)
+    parts.tell("/tasks/exec-started", started)
+    ended.subscribe(lambda status: on_exit(container, process, status))
+
+
+def delete(container: "Container", process: Process) -> "Handler":
+    """Forget an exec that ended or never started, with its files. Its exit stays in the journal.
+
+    Raises: UNKNOWN while it runs; NotFound the second time.
+    """
+    if (process.lifecycle.state == RUNNING and not process.reaped) or process.starting is not None:
+        raise unknown("cannot delete a running process")
+    if process.reaped:
+        try:
+            yield Fired(process.told, deadline_s=ENDING_S)
+        except DeadlinePassed:
+            raise failed_precondition(
+                f"exec {process.exec_id} ended but its exit is not on disk yet; try again"
+            ) from None
+    if container.execs.pop(process.exec_id, None) is not process:
+        raise not_found(f"process does not exist {process.exec_id}")
+    process.close(container.parts)
+    for name in ("process.json", "pid", "log.json", "state.json"):
+        remove(_file(container, process.exec_id, name))
+    container.parts.exits.forget(process.exec_id)
+    if not process.told.fired:
+        process.told.fire(None)
+
+
+def _file(container: "Container", exec_id: str, name: str) -> str:
+    return container.parts.bundle.file("execs", f"{exec_id}.{name}")

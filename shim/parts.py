@@ -1,0 +1,121 @@
+"""What the parts of one shim share, handed to each instead of found in globals: a test hands in its own."""
+
+import time
+
+from shim.journal import EVENT, EXIT
+from ttrpc.api import shim, wkt
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from google.protobuf.message import Message
+
+    from shim.bundle import Bundle
+    from shim.exits import Exit, ExitStore
+    from shim.journal import Journal
+    from shim.loop import Loop, Timer
+    from shim.process import Process
+    from shim.reaper import Reaper
+    from shim.shimlog import ShimLog
+    from shim.stdio import Stdio
+
+
+JOURNAL_RETRY_S = 1.0
+
+
+class Params:
+    """How this shim was invoked. Read from argv and environment in __main__ only."""
+
+    __slots__ = ("address", "bundle", "debug", "environment", "id", "namespace", "publish_binary", "socket_path")
+
+    def __init__(
+        self,
+        *,
+        namespace: str,
+        id: str,  # noqa: A002 - containerd's own word for it
+        address: str = "",
+        bundle: str = "",
+        socket_path: str = "",
+        publish_binary: str = "",
+        debug: bool = False,
+        environment: "dict[str, str] | None" = None,
+    ) -> None:
+        self.namespace = namespace
+        self.id = id
+        self.address = address
+        self.bundle = bundle
+        self.socket_path = socket_path
+        self.publish_binary = publish_binary
+        self.debug = debug
+        self.environment = environment or {}
+
+
+class Parts:
+    """The shared parts. Each has its own owner's docstring; this only names them."""
+
+    __slots__ = (
+        "_retry", "boot_id", "bundle", "dropped_bytes", "exits", "find_cgroup", "incarnation", "journal", "log",
+        "log_bytes", "loop", "make_stdio", "params", "reaper", "unwritten_exits", "watch_oom",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        params: Params,
+        *,
+        loop: "Loop",
+        reaper: "Reaper",
+        bundle: "Bundle",
+        journal: "Journal",
+        exits: "ExitStore",
+        log: "ShimLog",
+        boot_id: str,
+        incarnation: str,
+        make_stdio: "Callable[[Process, int, int], Stdio]",
+        find_cgroup: "Callable[[int], Any]",
+        watch_oom: "Callable[[Any, Callable[[int], None]], Any]",
+    ) -> None:
+        self.params = params
+        self.loop = loop
+        self.reaper = reaper
+        self.bundle = bundle
+        self.journal = journal
+        self.exits = exits
+        self.log = log
+        self.boot_id = boot_id
+        self.incarnation = incarnation
+        self.make_stdio = make_stdio
+        self.find_cgroup = find_cgroup
+        self.watch_oom = watch_oom
+        self.unwritten_exits = 0
+        self.log_bytes = 0  # of processes whose streams are closed
+        self.dropped_bytes = 0
+        self._retry: Timer | None = None
+
+    def tell(self, topic: str, event: "Message", exit_record: "Exit | None" = None) -> int:
+        """Put an event into the journal, whence every follower gets it; answers with its seq.
+
+        Order: what the event says is true, and an exit on disk, before this is called.
+        """
+        record = shim.JournalRecord(at=wkt.timestamp(time.time_ns()), topic=topic, event=wkt.pack(event))
+        record.incarnation = self.incarnation
+        record.seq = self.journal.last_seq + 1
+        if exit_record is not None:
+            record.exit.CopyFrom(exit_record.to_message())
+        seq = self.journal.append(EVENT if exit_record is None else EXIT, record.SerializeToString())
+        self._retry_later()
+        return seq
+
+    def _retry_later(self) -> None:
+        """Have what a full disk refused written once it is possible; readers get it from memory meanwhile."""
+        if self.journal.pending and self._retry is None:
+            self.log.error(f"the journal cannot be written, {self.journal.pending} records are in memory only")
+            self._retry = self.loop.call_later(JOURNAL_RETRY_S, self._try_again)
+
+    def _try_again(self) -> None:
+        self._retry = None
+        if self.journal.flush():
+            self.log.info("the journal is written again")
+        else:
+            self._retry_later()

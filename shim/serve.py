@@ -1,0 +1,265 @@
+"""The serving process: puts the parts of one shim together and runs them until the container is gone.
+
+`serve` is one function that a forked child can call: it takes the listener's fd and values, and reads neither argv nor
+the environment.
+"""
+
+import faulthandler
+import gc
+import os
+import signal
+import socket
+import time
+
+from shim import kernel
+from shim.bundle import Bundle, remove
+from shim.exits import ExitStore
+from shim.journal import Journal, JournalVersion
+from shim.lifecycle import DELETED, STOPPED
+from shim.loop import Loop
+from shim.parts import Params, Parts
+from shim.reaper import Reaper
+from shim.service import SERVICES, TaskService
+from shim.shimlog import ShimLog
+from shim.shimservice import SERVICE, ShimService
+from shim.stdio import Stdio
+from shim.version import VERSION
+from shim.wakeup import Wakeup
+from ttrpc.errors import ConnectionLost, StatusError
+from ttrpc.loopdriver import LoopServer
+from ttrpc.service import Registry
+from ttrpc.status import Code
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from shim.process import Process
+    from ttrpc.server_call import ServerCall
+
+try:
+    from shim import cgroups, metrics
+    from shim.oom import OomWatch
+except ImportError:  # TEMPORARY
+    class cgroups:
+        find = staticmethod(lambda pid: pid)
+    class metrics:
+        read = staticmethod(lambda p: None)
+    class OomWatch:
+        def __init__(self, *a): ...
+        def count(self): return 0
+        def close(self): ...
+
+# A shim nobody asked anything of for so long, and which has nothing to keep, was forgotten by whoever started it.
+IDLE_S = 60.0
+# For answers under way when the shim ends.
+FINISH_S = 1.0
+
+
+def serve(listener_fd: int, params: Params) -> int:
+    """Serve one container until its shim is no longer needed; the value is the exit code. Blocks.
+
+    Owns: the listener and its path. Order: the caller has given us fds 0, 1, 2 that nobody waits for.
+    """
+    log = ShimLog(params.bundle, params.id, debug=params.debug)
+    try:
+        shim = Shim(listener_fd, params, log)
+    except Exception as error:  # noqa: BLE001 - the last place to say it
+        log.failure("the shim cannot start", error)
+        remove(params.socket_path)
+        return 1
+    try:
+        shim.run()
+    except BaseException as error:
+        log.failure("the shim ends by a bug", error)
+        raise
+    finally:
+        shim.close()
+    log.info("the shim ends")
+    log.close()
+    return 0
+
+
+class Shim:
+    """Owns every part, in the order they are made here."""
+
+    def __init__(self, listener_fd: int, params: Params, log: ShimLog) -> None:
+        self.params = params
+        self.log = log
+        self.started_at_ns = time.time_ns()
+        kernel.become_subreaper()
+        kernel.name_process(f"shim:{params.id}", f"shim:{params.id} -namespace {params.namespace}")
+        faulthandler.register(signal.SIGUSR1, file=log.fd, all_threads=True)
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        self.socket_inode = inode(params.socket_path)
+        self.loop = Loop()
+        self.loop.on_error = lambda error: log.failure("a callback fails", error)
+        self.reaper = self.loop.reaper = Reaper(params.environment, self._stray)
+        self.wakeup = Wakeup(
+            self.loop,
+            {
+                signal.SIGCHLD: self.reaper.reap,
+                signal.SIGTERM: lambda: self._asked_to_end("SIGTERM"),
+                signal.SIGINT: lambda: self._asked_to_end("SIGINT"),
+            },
+        )
+        bundle = Bundle(params.bundle)
+        bundle.make_directories()
+        self.parts = Parts(
+            params,
+            loop=self.loop,
+            reaper=self.reaper,
+            bundle=bundle,
+            journal=self._open_journal(bundle),
+            exits=ExitStore(bundle.exits_dir),
+            log=log,
+            boot_id=kernel.boot_id(),
+            incarnation=os.urandom(16).hex(),
+            make_stdio=self._make_stdio,
+            find_cgroup=cgroups.find,
+            watch_oom=lambda paths, on_oom: OomWatch(self.loop, paths, on_oom),
+        )
+        self.tasks = TaskService(self.parts, metrics.read, self.finish)
+        registry = Registry()
+        for name in SERVICES:
+            registry.register(name, self.tasks)
+        registry.register(SERVICE, ShimService(self.parts, self.tasks, self.started_at_ns))
+        self.is_finishing = False
+        self.server = LoopServer(
+            self.loop,
+            registry,
+            listener=socket.socket(fileno=listener_fd),
+            start=self._start_call,
+            on_error=self._wire_error,
+        )
+        self.loop.call_later(IDLE_S, self._end_when_idle)
+        log.info(f"serving version={VERSION} pid={os.getpid()} namespace={params.namespace}")
+
+    def run(self) -> None:
+        """Serve until `finish`. Blocks."""
+        # What exists now lives as long as we do: the collector need not look at it, nor dirty its pages, again.
+        gc.freeze()
+        self.loop.run()
+
+    # --- making parts
+
+    def _open_journal(self, bundle: Bundle) -> Journal:
+        """Begin the journal. One left by an earlier task in this bundle is put aside: its seqs are not ours."""
+        path = bundle.file("journal")
+        try:
+            journal = Journal(path)
+        except (ValueError, JournalVersion) as error:
+            self.log.error(f"{error}; it is kept as journal.old")
+            os.rename(path, path + ".old")
+            return Journal(path)
+        if journal.last_seq:
+            journal.close()
+            os.rename(path, path + ".old")
+            return Journal(path)
+        return journal
+
+    def _make_stdio(self, process: "Process", uid: int, gid: int) -> Stdio:
+        return Stdio(
+            self.loop,
+            self.parts.bundle.io_dir,
+            process.name,
+            process.request,
+            uid=uid,
+            gid=gid,
+            direct=not process.exec_id,
+            report=self.log.warning,
+        )
+
+    # --- calls
+
+    def _start_call(self, call: "ServerCall") -> None:
+        """Run a handler: its value or error is the answer; a generator is run on the loop; None answers by itself."""
+        if self.is_finishing:
+            call.fail(Code.UNAVAILABLE, "the shim is ending")
+            return
+        try:
+            answer = call.handler(call.request, call)
+        except Exception as error:  # noqa: BLE001 - translated to the wire here
+            self._fail(call, error)
+            return
+        if hasattr(answer, "send"):
+            self.loop.spawn(answer, lambda value, error: self._answer(call, value, error))
+        elif answer is not None:
+            call.reply(answer)
+
+    def _answer(self, call: "ServerCall", value: "Any", error: "BaseException | None") -> None:
+        if error is not None:
+            self._fail(call, error)
+        else:
+            call.reply(value)
+
+    def _fail(self, call: "ServerCall", error: BaseException) -> None:
+        if isinstance(error, StatusError):
+            self.log.debug(f"{call.method.name}: {error}")
+            call.fail(error.status.code, error.status.message, error.status.details)
+        else:
+            self.log.failure(f"{call.method.name} fails by a bug", error)
+            call.fail(Code.INTERNAL, f"{call.method.name}: {type(error).__name__}: {error}; see the shim's log")
+
+    def _wire_error(self, error: BaseException) -> None:
+        if isinstance(error, (ConnectionLost, OSError)):
+            self.log.warning(f"connection: {error}")
+        else:
+            self.log.failure("connection", error)
+
+    def _stray(self, pid: int, status: int) -> None:
+        self.log.debug(f"reaped a stray, pid {pid}, wait status {status}")
+
+    # --- the end
+
+    def _asked_to_end(self, name: str) -> None:
+        container = self.tasks.container
+        if container is not None and container.state not in (STOPPED, DELETED):
+            self.log.warning(f"{name} is ignored: the container is {container.state}")
+            return
+        self.log.info(f"{name}: ending")
+        self.finish()
+
+    def _end_when_idle(self) -> None:
+        """End when whoever started us has forgotten us: nothing lives here, nothing is untold, nobody is connected."""
+        journal = self.parts.journal
+        if not self.tasks.is_needed and not self.server.connections and journal.acked_seq == journal.last_seq:
+            self.log.info(f"nothing to do for {IDLE_S:g} s")
+            self.finish()
+        else:
+            self.loop.call_later(IDLE_S, self._end_when_idle)
+
+    def finish(self) -> None:
+        """Let the answers under way reach their readers, then end. The path goes first: a new shim may take it."""
+        if self.is_finishing:
+            return
+        self.is_finishing = True
+        self._unlink_socket()
+        self.server.finish(self.loop.stop, deadline_s=FINISH_S)
+
+    def _unlink_socket(self) -> None:
+        """Only our own: someone else may have found it stale and bound the path anew."""
+        if self.socket_inode is not None and inode(self.params.socket_path) == self.socket_inode:
+            remove(self.params.socket_path)
+
+    def close(self) -> None:
+        """Close what is left. Idempotent enough to follow any failure."""
+        self._unlink_socket()
+        self.server.close()
+        container = self.tasks.container
+        if container is not None:
+            for process in (container.init, *container.execs.values()):
+                process.close(self.parts)
+        self.wakeup.close()
+        faulthandler.unregister(signal.SIGUSR1)
+        self.parts.journal.close()
+        self.loop.close()
+
+
+def inode(path: str) -> "tuple[int, int] | None":
+    """What a path names now, or None."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

@@ -1,0 +1,230 @@
+"""`start`: listen, fork the serving process, write the bundle's address files, print the address. Imports little.
+
+containerd reads our stdout and stderr, one pipe, to its end: nothing else may be printed, and the serving process must
+not hold it.
+"""
+
+import errno
+import fcntl
+import os
+import socket
+
+from shim.parts import Params
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+DEFAULT_SOCKET_DIR = "/run/containerd/s"
+# sockaddr_un.sun_path holds 108 bytes (unix(7)); containerd's shim leaves room for two.
+SOCKET_PATH_MAX = 106
+BACKLOG = 128
+PROBE_S = 0.5
+CGROUP_MOUNTS = "/sys/fs/cgroup"
+
+
+class StartError(Exception):
+    """Why there is no shim; printed as it is."""
+
+
+def socket_path(socket_dir: str, address: str, namespace: str, container_id: str) -> str:
+    """Where this shim listens: containerd's own formula, so that `ctr shim` finds it. Pure."""
+    return os.path.join(socket_dir, _sha256(os.path.normpath(f"{address}/{namespace}/{container_id}").encode()))
+
+
+def _sha256(data: bytes) -> str:
+    """hashlib would load OpenSSL: megabytes and milliseconds for every shim."""
+    for name in ("_sha256", "_sha2", "hashlib"):  # CPython up to 3.11, from 3.12, any Python
+        try:
+            module = __import__(name)
+        except ImportError:
+            continue
+        return str(module.sha256(data).hexdigest())
+    raise ImportError("this Python has no SHA-256")
+
+
+def start(params: Params, socket_dir: str, stdin: bytes, serve: "Callable[[int, Params], int]") -> int:
+    """Start the shim of one container; answers in the parent with the exit code, once the address works.
+
+    ``serve`` is called in the child only, and imports the rest there. Raises: StartError.
+    """
+    shim_cgroup = read_shim_cgroup(stdin)
+    bundle_fd = lock_bundle(params.bundle)
+    params.socket_path = params.socket_path or socket_path(socket_dir, params.address, params.namespace, params.id)
+    listener = listen(params.socket_path)
+    try:
+        score = parent_oom_score_adj()
+        pid = os.fork()
+        if pid == 0:
+            _become_shim(listener, bundle_fd, params, score, serve)
+        if shim_cgroup:
+            join_cgroup(shim_cgroup, pid)
+        address = "unix://" + params.socket_path
+        _write(os.path.join(params.bundle, "shim.pid"), str(pid))
+        _write(os.path.join(params.bundle, "address"), address)
+    except OSError as error:
+        os.unlink(params.socket_path)
+        raise StartError(f"cannot start the shim: {error}") from None
+    os.write(1, address.encode())
+    return 0
+
+
+def _become_shim(
+    listener: socket.socket, bundle_fd: int, params: Params, score: int, serve: "Callable[[int, Params], int]"
+) -> None:
+    """The child, which never returns: a session of its own, nothing of the parent's fds, then the serving loop."""
+    code = 1
+    try:
+        os.setsid()
+        null_fd = os.open("/dev/null", os.O_RDWR)
+        for fd in (0, 1, 2):
+            os.dup2(null_fd, fd)
+        close_all_but({0, 1, 2, listener.fileno(), bundle_fd})
+        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+            file.write(str(score))
+        params.environment.pop("NOTIFY_SOCKET", None)
+        code = serve(listener.detach(), params)
+    finally:
+        os._exit(code)
+
+
+def close_all_but(keep: "set[int]") -> None:
+    """Close what the caller of `start` left open in us: a pipe held here would never end for its reader."""
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) not in keep:
+            try:
+                os.close(int(name))
+            except OSError:  # the directory's own, closed by now
+                pass
+
+
+def lock_bundle(path: str) -> int:
+    """Lock the bundle directory (flock(2)) for the shim's whole life: a bundle has one shim, and this proves it.
+
+    Raises: StartError when another shim holds it.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise StartError(f"a shim of this bundle is running already: {path}") from None
+    return fd
+
+
+def listen(path: str) -> socket.socket:
+    """Bind and listen, for us alone (0600); a socket file that nobody answers on is replaced.
+
+    Raises: StartError when a live shim answers there, or the path cannot be had.
+    """
+    if len(path.encode()) > SOCKET_PATH_MAX:
+        raise StartError(
+            f"socket path {path} is longer than {SOCKET_PATH_MAX} bytes: choose a shorter SHIMD_SOCKET_DIR"
+        )
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    mask = os.umask(0o177)
+    try:
+        try:
+            listener.bind(path)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            if is_answering(path):
+                raise StartError(f"a shim answers at {path} already: the container exists") from None
+            os.unlink(path)
+            listener.bind(path)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise StartError(f"cannot listen at {path}: {error.strerror}") from None
+    finally:
+        os.umask(mask)
+    return listener
+
+
+def is_answering(path: str) -> bool:
+    """Whether someone listens at a socket path. A full backlog counts: only a refusal shows that nobody is there."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(PROBE_S)
+        try:
+            probe.connect(path)
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:
+            return True
+    return True
+
+
+def parent_oom_score_adj() -> int:
+    """The score of who started us, plus one: the daemon is to outlive its shims. At most 1000 (proc(5))."""
+    try:
+        with open(f"/proc/{os.getppid()}/oom_score_adj", encoding="ascii") as file:
+            return min(int(file.read()) + 1, 1000)
+    except (OSError, ValueError):
+        return 1
+
+
+def read_shim_cgroup(stdin: bytes) -> str:
+    """Options.shim_cgroup out of what the daemon wrote on stdin: an Any of runc options, or nothing. Pure.
+
+    Read without protobuf, which only the child needs. What is neither is ignored: newer daemons send other messages.
+    """
+    fields = wire_fields(stdin)
+    if fields.get(1, b"").rsplit(b"/", 1)[-1] != b"containerd.runc.v1.Options":
+        return ""
+    return wire_fields(fields.get(2, b"")).get(3, b"").decode(errors="replace")
+
+
+def wire_fields(data: bytes) -> "dict[int, bytes]":
+    """The length-delimited fields of a protobuf message by number; others are skipped, damage ends it. Pure."""
+    fields: dict[int, bytes] = {}
+    at = 0
+    try:
+        while at < len(data):
+            tag, at = _varint(data, at)
+            kind = tag & 7
+            if kind == 0:
+                _value, at = _varint(data, at)
+            elif kind == 2:
+                length, at = _varint(data, at)
+                fields[tag >> 3] = data[at : at + length]
+                at += length
+            elif kind in (1, 5):
+                at += 8 if kind == 1 else 4
+            else:
+                break
+    except IndexError:
+        pass
+    return fields
+
+
+def _varint(data: bytes, at: int) -> "tuple[int, int]":
+    value = shift = 0
+    while True:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+
+
+def join_cgroup(path: str, pid: int) -> None:
+    """Put the shim into a cgroup of every hierarchy that has it. Raises: OSError when none has."""
+    joined = False
+    for mount in (CGROUP_MOUNTS, *(os.path.join(CGROUP_MOUNTS, name) for name in os.listdir(CGROUP_MOUNTS))):
+        procs = os.path.join(mount, path.lstrip("/"), "cgroup.procs")
+        if os.path.exists(procs):
+            with open(procs, "w", encoding="ascii") as file:
+                file.write(str(pid))
+            joined = True
+    if not joined:
+        raise FileNotFoundError(errno.ENOENT, "no such shim_cgroup", path)
+
+
+def _write(path: str, text: str) -> None:
+    temporary = path + ".new"
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.rename(temporary, path)
