@@ -69,8 +69,7 @@ class Subscription:
 
         client = BlockingClient.connect(side.socket_path)
         request = shimd.EventsRequest(follow=True, from_now=True, filters=["topic==/tasks/exit"])
-        metadata = {"containerd-namespace-ttrpc": side.rig.namespace}
-        stream = client.open_stream("shimd.v1.Shimd", "Events", request, metadata=metadata)
+        stream = client.open_stream("shimd.v1.Shimd", "Events", request, metadata=side.metadata)
         ended = threading.Event()
 
         def read() -> None:

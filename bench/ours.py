@@ -39,23 +39,28 @@ class Shimd(Daemon):
         return [program("shimctl"), "--address", self.socket_path, "--namespace", self.rig.namespace, *words]
 
     def run_words(self, container: str, *argv: str) -> list[str]:
-        return self.client("run", "-d", "--rootfs", self.rig.rootfs, "--name", container, *argv)
+        return self.client("run", "-d", "--rootfs", self.rig.rootfs, "--name", container, "--", *argv)
 
     def run_and_remove_words(self, container: str, *argv: str) -> list[str]:
-        return self.client("run", "--rm", "--rootfs", self.rig.rootfs, "--name", container, *argv)
+        return self.client("run", "--rm", "--rootfs", self.rig.rootfs, "--name", container, "--", *argv)
 
     def exec_words(self, container: str, number: int, *argv: str) -> list[str]:
         return self.client("exec", container, *argv)
 
     def running(self) -> dict[str, int]:
         rows = json.loads(self.ask("ps", "--json"))
-        return {row["id"]: row["pid"] for row in rows if row["status"] == "running"}
+        return {row["id"]: row["pid"] for row in rows if row["state"] == "running"}
 
     def shim_pid(self, container: str) -> int:
         return int(self.bundle_file(container, "shim.pid"))
 
     def remove(self, container: str) -> None:
         command(*self.client("rm", "-f", container), check=False)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What a call carries: the namespace."""
+        return {"containerd-namespace-ttrpc": self.rig.namespace}
 
     @contextmanager
     def api(self) -> Iterator[BlockingClient]:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Self
 
 from tests.support import leaks
 from tests.support.rootfs import make_rootfs
@@ -187,7 +188,7 @@ class Daemon:
         """The path of its shim's socket."""
         return self.bundle_file(container, "address").removeprefix("unix://")
 
-    def __enter__(self) -> "Daemon":
+    def __enter__(self) -> Self:
         os.makedirs(self.folder, exist_ok=True)
         self.start()
         self.wait_serving()
