@@ -1,0 +1,82 @@
+"""The labels of a container record that carry what a task needs again: names, and how each is read. Pure.
+
+containerd's own labels where it has one, so that its other clients understand our records and we theirs.
+"""
+
+import json
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# Ours. The request tells our record from one of the same name made by somebody else while a reply was lost.
+REQUEST = "shimd.io/request"
+STDIO = "shimd.io/stdio"
+AUTO_REMOVE = "shimd.io/auto-remove"
+
+# containerd's. Sources: its restart monitor plugin and its client package.
+RESTART_STATUS = "containerd.io/restart.status"
+RESTART_POLICY = "containerd.io/restart.policy"
+RESTART_LOG_URI = "containerd.io/restart.loguri"
+RESTART_STOPPED = "containerd.io/restart.explicitly-stopped"
+STOP_SIGNAL = "io.containerd.image.config.stop-signal"
+
+DEFAULT_STOP_SIGNAL = "SIGTERM"
+
+
+class Stdio:
+    """Where a task's streams go: the URIs of Tasks.Create and whether they are one terminal."""
+
+    __slots__ = ("stderr", "stdin", "stdout", "terminal")
+
+    def __init__(self, stdin: str = "", stdout: str = "", stderr: str = "", *, terminal: bool = False) -> None:
+        self.stdin = stdin
+        self.stdout = stdout
+        self.stderr = stderr
+        self.terminal = terminal
+
+    def as_label(self) -> str:
+        """The label's value; empty URIs are left out."""
+        fields = {"stdin": self.stdin, "stdout": self.stdout, "stderr": self.stderr}
+        given: dict[str, object] = {name: value for name, value in fields.items() if value}
+        if self.terminal:
+            given["terminal"] = True
+        return json.dumps(given, separators=(",", ":"))
+
+    @property
+    def log_path(self) -> str:
+        """The shim-owned log file behind stdout, or nothing."""
+        if not self.stdout.startswith("log://"):
+            return ""
+        from urllib.parse import unquote
+
+        return unquote(self.stdout.removeprefix("log://").partition("?")[0])
+
+
+def stdio_of(labels: "Mapping[str, str]") -> Stdio | None:
+    """The stdio a record was created with; None for a record other clients made, or a damaged label."""
+    try:
+        found = json.loads(labels[STDIO])
+        return Stdio(
+            str(found.get("stdin", "")),
+            str(found.get("stdout", "")),
+            str(found.get("stderr", "")),
+            terminal=bool(found.get("terminal")),
+        )
+    except (KeyError, ValueError, AttributeError):
+        return None
+
+
+def is_auto_removed(labels: "Mapping[str, str]") -> bool:
+    """Whether the container was run with --rm."""
+    return labels.get(AUTO_REMOVE) == "true"
+
+
+def has_restart_policy(labels: "Mapping[str, str]") -> bool:
+    """Whether the daemon would start the container again."""
+    return labels.get(RESTART_POLICY, "no") not in ("", "no")
+
+
+def stop_signal_of(labels: "Mapping[str, str]") -> str:
+    """The signal that asks the container to end."""
+    return labels.get(STOP_SIGNAL) or DEFAULT_STOP_SIGNAL

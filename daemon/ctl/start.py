@@ -1,0 +1,134 @@
+"""`shimctl start`: a created task is let go, a stopped one is made anew with the streams it had."""
+
+import argparse
+import os
+
+from daemon.ctl.commands import Command
+from daemon.ctl.errors import EXIT_FAILED, CtlError, UsageError, exit_code_of_failure
+from daemon.ctl.flags import DETACH_KEYS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from daemon.ctl.client import Daemon
+    from daemon.ctl.labels import Stdio
+    from ttrpc.api import containers
+
+# By number of containerd.v1.types.Status, which is containerd.task.v2.Status too.
+STATUS_WORDS = {1: "created", 2: "running", 3: "stopped", 4: "paused", 5: "pausing"}
+
+
+def want(daemon: "Daemon", record: "containers.Container", *, stopped: bool) -> None:
+    """Tell the restart policy whether the container is meant to run. Repeating it changes nothing."""
+    from daemon.ctl import labels
+    from daemon.ctl.client import CONTAINERS
+    from ttrpc.api import containers, wkt
+
+    changed = {labels.RESTART_STOPPED: "true" if stopped else "false"}
+    if not stopped:
+        changed[labels.RESTART_STATUS] = "running"
+    mask = wkt.FieldMask(paths=[f"labels.{name}" for name in changed])
+    update = containers.Container(id=record.id, labels=changed)
+    daemon.call(CONTAINERS, "Update", containers.UpdateContainerRequest(container=update, update_mask=mask))
+
+
+def prepare(daemon: "Daemon", container_id: str) -> "Stdio | None":
+    """Bring the container to the point before its start: a created task. None when it runs already.
+
+    Raises: CtlError when there is no such container, or its shim does not answer; StatusError.
+    """
+    from daemon.ctl import compose, labels, resume
+    from ttrpc.api import process
+
+    record = resume.require_container(daemon, container_id)
+    stdio = labels.stdio_of(record.labels)
+    if stdio is None:
+        terminal = bool((compose.spec_of(record).get("process") or {}).get("terminal"))
+        stdio = labels.Stdio("", "attach:", "" if terminal else "attach:", terminal=terminal)
+    found = resume.find_task(daemon, container_id)
+    if found is not None and found.status in (process.RUNNING, process.PAUSED, process.PAUSING):
+        return None
+    if found is not None and found.status == process.UNKNOWN:
+        raise CtlError(f"the shim of {container_id} does not answer", hint="shimctl daemon info tells why")
+    if labels.has_restart_policy(record.labels):
+        want(daemon, record, stopped=False)
+    if found is not None and found.status == process.STOPPED:
+        resume.delete_task(daemon, container_id)
+        found = None
+    if found is None:
+        resume.create_task(daemon, compose.task_request(container_id, stdio))
+    return stdio
+
+
+def start_one(daemon: "Daemon", container_id: str) -> None:
+    """Start one container; one that runs already is fine."""
+    from daemon.ctl import resume
+
+    if prepare(daemon, container_id) is not None:
+        resume.start(daemon, container_id)
+
+
+def _start_here(args: argparse.Namespace, daemon: "Daemon", container_id: str) -> int:
+    """start -a: stay with it, as `run` does."""
+    from daemon.ctl import foreground, resume
+    from daemon.ctl.session import DETACHED, ENDED, FORCED, READER_GONE
+
+    stdio = prepare(daemon, container_id)
+    if stdio is None:
+        raise CtlError(f"{container_id} runs already", hint=f"shimctl attach {container_id}")
+    wants_input = args.interactive and bool(stdio.stdin)
+    if stdio.terminal and wants_input and not os.isatty(0):
+        raise UsageError("the container has a terminal, but our input is none", hint="leave out -i")
+    with foreground.attach(
+        daemon, container_id, stdin=wants_input, terminal=stdio.terminal, detach_keys=args.detach_keys
+    ) as session:
+        session.open()
+        resume.start(daemon, container_id)
+        ending = foreground.pump(session)
+    if ending.kind in (DETACHED, ENDED, FORCED, READER_GONE):
+        foreground.tell_running_on(container_id, ending)
+        return 0 if ending.kind == DETACHED else 128 + (ending.signal or 13)
+    return foreground.code_of(daemon, ending, container_id)
+
+
+def start(args: argparse.Namespace) -> int:
+    """`shimctl start`."""
+    from daemon.ctl.client import open_daemon
+    from daemon.ctl.each import for_each
+    from ttrpc.errors import StatusError
+
+    with open_daemon(args) as daemon:
+        if not args.attach and not args.interactive:
+            return for_each(args.ids, lambda name: start_one(daemon, name))
+        if len(args.ids) != 1:
+            raise UsageError("-a and -i stay with one container, not several")
+        try:
+            return _start_here(args, daemon, args.ids[0])
+        except CtlError as error:
+            error.exit_code = error.exit_code or EXIT_FAILED
+            raise
+        except StatusError as error:
+            raise CtlError(error.message, exit_code=exit_code_of_failure(error.message) or EXIT_FAILED) from None
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("ids", nargs="+", metavar="ID")
+    parser.add_argument("-a", "--attach", action="store_true", help="stay with it; its exit code becomes ours")
+    parser.add_argument(
+        "-i", "--interactive", action="store_true", help="stay with it and pass our input on (created with -i)"
+    )
+    parser.add_argument(
+        "--detach-keys", default=DETACH_KEYS, metavar="KEYS", help=f"keys that let go (default {DETACH_KEYS})"
+    )
+
+
+START = Command(
+    start,
+    description="""\
+Start created containers, or stopped ones again: same record, same spec, same log. One that runs already is left alone.
+""",
+    examples="""\
+  shimctl start job
+  shimctl start -a job        its output here, its exit code ours
+""",
+    options=_options,
+)
