@@ -3,6 +3,9 @@
 Handlers raise them as they are: a StatusError is the wire's own error, so nothing is translated twice.
 """
 
+import errno
+import os
+
 from ttrpc.errors import StatusError
 from ttrpc.status import Code
 
@@ -55,3 +58,21 @@ def unimplemented(message: str) -> StatusError:
 
 def unknown(message: str) -> StatusError:
     return StatusError(Code.UNKNOWN, message)
+
+
+_OS_KINDS = {
+    errno.ENOSPC: Code.RESOURCE_EXHAUSTED,
+    errno.EDQUOT: Code.RESOURCE_EXHAUSTED,
+    errno.EMFILE: Code.RESOURCE_EXHAUSTED,
+    errno.ENFILE: Code.RESOURCE_EXHAUSTED,
+    errno.ENOMEM: Code.RESOURCE_EXHAUSTED,
+    errno.EACCES: Code.PERMISSION_DENIED,
+    errno.EPERM: Code.PERMISSION_DENIED,
+    errno.EROFS: Code.PERMISSION_DENIED,
+}
+
+
+def from_os_error(what: str, error: OSError) -> StatusError:
+    """The system's refusal as ours: this is the border."""
+    number = error.errno or 0
+    return StatusError(_OS_KINDS.get(number, Code.INTERNAL), f"{what}: {os.strerror(number) if number else error}")

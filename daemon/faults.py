@@ -20,7 +20,6 @@ POINTS = (
     "create.row_stored",
     "create.bundle_made",
     "create.shim_started",
-    "create.address_stored",
     "create.connected",
     "create.task_created",
     "create.stored",

@@ -1,0 +1,125 @@
+"""Asking one shim who it is and how its container is, within a budget; else looking at what it left."""
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+from typing import TYPE_CHECKING
+
+import trio
+
+from daemon.shims import bundle, evidence, recovery
+from daemon.shims.client import ShimClient
+from daemon.shims.evidence import Evidence
+from daemon.store.records import TaskRow
+from ttrpc.aio import open_client
+from ttrpc.api import shim, task
+from ttrpc.errors import StatusError, TtrpcError
+from ttrpc.status import Code
+
+if TYPE_CHECKING:
+    from ttrpc.api.shim import InfoResponse
+    from ttrpc.api.task import StateResponse
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Found:
+    """The shim's own word (client, info, state), or evidence and the reason why there is no word."""
+
+    facts: recovery.Facts
+    client: ShimClient | None = None
+    info: "InfoResponse | None" = None
+    state: "StateResponse | None" = None
+    evidence: Evidence | None = None
+    reason: str = ""
+
+
+def socket_path(socket_dir: str, grpc_address: str, namespace: str, container_id: str) -> str:
+    """Where a shim listens that was told this address: containerd's rule, so it can be found without being recorded."""
+    joined = os.path.normpath(f"{grpc_address}/{namespace}/{container_id}")
+    return f"{socket_dir}/{hashlib.sha256(joined.encode()).hexdigest()}"
+
+
+async def ask(
+    stack: contextlib.AsyncExitStack,
+    row: TaskRow,
+    address: str,
+    boot_id: str,
+    budget_s: float,
+    *,
+    exit_is_stored: bool,
+) -> Found:
+    """Facts about one task. A connection that answered stays open in ``stack``.
+
+    Blocks: at most about ``budget_s`` for connecting and as much for the answers.
+    """
+    basis = recovery.Facts(row=row.state, is_this_boot=row.boot_id == boot_id, exit_known=exit_is_stored)
+    if not basis.is_this_boot:
+        return await _look(row, basis, boot_id, "the machine was restarted")
+    try:
+        raw = await stack.enter_async_context(open_client(address, connect_timeout_s=budget_s))
+        client = ShimClient(raw, f"task {row.id}")
+        info = await info_of(client, budget_s)
+        state = await _state_of(client, row.id, budget_s)
+    except (OSError, TtrpcError) as error:
+        await stack.aclose()
+        reason = f"{error.strerror}: {address}" if isinstance(error, OSError) and error.strerror else str(error)
+        return await _look(row, basis, boot_id, reason)
+    facts = dataclasses.replace(basis, shim=recovery.Shim.SERVING, task=_task_of(state))
+    return Found(facts, client, info, state)
+
+
+async def info_of(client: ShimClient, timeout_s: float) -> "InfoResponse | None":
+    """Who the shim is; None when it is one that has no such service. Raises: as `ShimClient.shim`."""
+    try:
+        info: InfoResponse = await client.shim("Info", shim.InfoRequest(), timeout_s)
+    except StatusError as error:
+        if error.code == Code.UNIMPLEMENTED:
+            return None
+        raise
+    return info
+
+
+async def _state_of(client: ShimClient, container_id: str, timeout_s: float) -> "StateResponse | None":
+    try:
+        state: StateResponse = await client.task("State", task.StateRequest(id=container_id), timeout_s)
+    except StatusError as error:
+        if error.code == Code.NOT_FOUND:
+            return None
+        raise
+    return state
+
+
+def _task_of(state: "StateResponse | None") -> recovery.Task:
+    if state is None:
+        return recovery.Task.NONE
+    if state.status == task.CREATED and not state.pid:
+        return recovery.Task.CREATING
+    known = {
+        task.CREATED: recovery.Task.CREATED,
+        task.RUNNING: recovery.Task.RUNNING,
+        task.PAUSED: recovery.Task.RUNNING,
+        task.PAUSING: recovery.Task.RUNNING,
+        task.STOPPED: recovery.Task.STOPPED,
+    }
+    return known.get(state.status, recovery.Task.CREATING)
+
+
+async def _look(row: TaskRow, basis: recovery.Facts, boot_id: str, reason: str) -> Found:
+    found = await trio.to_thread.run_sync(evidence.gather, row.bundle, row, boot_id)
+    # A record of another task's bundle of this name proves nothing about this one.
+    exit_found = found.init_exit is not None and row.incarnation in ("", found.init_exit.incarnation)
+    facts = dataclasses.replace(
+        basis,
+        has_bundle=found.has_bundle,
+        shim=found.shim,
+        init=found.init,
+        exit_known=basis.exit_known or exit_found,
+    )
+    return Found(facts, evidence=found, reason=reason)
+
+
+def address_of(row: TaskRow, socket_dir: str, grpc_address: str) -> str:
+    """Where the task's shim listens: as recorded, as its bundle says, or as the rule has it."""
+    written = bundle.read_small(row.bundle, "address").removeprefix("unix://")
+    return row.address or written or socket_path(socket_dir, grpc_address, row.ns, row.id)

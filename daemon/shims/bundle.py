@@ -1,0 +1,112 @@
+"""Bundle directories: made before a shim starts, removed when nothing of the container is left. Layout: containerd's.
+
+<state>/io.containerd.runtime.v2.task/<namespace>/<id>/config.json, rootfs/, …     the rest is the shim's
+"""
+
+import contextlib
+import ctypes
+import os
+import shutil
+
+from daemon import procfs
+from daemon.errors import already_exists, failed_precondition, from_os_error
+from ttrpc.errors import StatusError
+
+MNT_DETACH = 0x2  # umount2(2)
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def make(path: str, spec: bytes) -> None:
+    """Make the directory with the runtime spec in it.
+
+    Raises: AlreadyExists when something of that name is left; ResourceExhausted on a full disk.
+    """
+    try:
+        _make(path, spec)
+    except OSError as error:
+        raise from_os_error(f"bundle {path} cannot be made", error) from None
+
+
+def _make(path: str, spec: bytes) -> None:
+    # 0711: a container's remapped root must be able to reach its rootfs, and only that.
+    os.makedirs(os.path.dirname(path), mode=0o711, exist_ok=True)
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        raise already_exists(f"bundle {path} exists: a container that is not recorded uses it, or used it") from None
+    os.mkdir(os.path.join(path, "rootfs"), 0o711)
+    # 0600: a spec holds the environment, and that may hold secrets.
+    fd = os.open(os.path.join(path, "config.json"), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(spec)
+
+
+def remove(path: str) -> None:
+    """Remove a bundle, first what is mounted in it; a missing one is fine. Idempotent, and may be cut at any point.
+
+    Blocks: on the disk; call it in a thread.
+    Raises: FailedPrecondition while something stays mounted there: deleting through a mount would delete what is
+    mounted. OSError.
+    """
+    unmount(path)
+    # The name is free at once, however long the removal takes; recovery clears the dotted ones.
+    doomed = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}")
+    if os.path.lexists(doomed):
+        _remove_tree(doomed)
+    try:
+        os.rename(path, doomed)
+    except FileNotFoundError:
+        return
+    _remove_tree(doomed)
+
+
+def unmount(path: str) -> None:
+    """Detach every mount at or below the path, deepest first.
+
+    Raises: FailedPrecondition naming what would not go.
+    """
+    for _ in range(64):  # mounts may be stacked on one point; more than this is somebody mounting as we unmount
+        mounts = procfs.mounts_under(path)
+        if not mounts:
+            return
+        for point in mounts:
+            _libc.umount2(os.fsencode(point), MNT_DETACH)
+    raise failed_precondition(f"{mounts[0]} stays mounted: unmount it, then delete again")
+
+
+def _remove_tree(path: str) -> None:
+    still_mounted = procfs.mounts_under(path)
+    if still_mounted:
+        raise failed_precondition(f"{still_mounted[0]} is mounted: unmount it, then delete again")
+    shutil.rmtree(path)
+
+
+def list_bundles(directory: str) -> list[tuple[str, str]]:
+    """(namespace, id) of every bundle there is; what a cut removal left is cleared on the way."""
+    found = []
+    for namespace in _entries(directory):
+        for name in _entries(os.path.join(directory, namespace)):
+            if not name.startswith("."):
+                found.append((namespace, name))
+                continue
+            with contextlib.suppress(OSError, StatusError):
+                _remove_tree(os.path.join(directory, namespace, name))
+    return sorted(found)
+
+
+def _entries(directory: str) -> list[str]:
+    try:
+        with os.scandir(directory) as entries:
+            return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except FileNotFoundError:
+        return []
+
+
+def read_small(path: str, name: str) -> str:
+    """A small text file of a bundle; empty when it is not there or is no plain file."""
+    try:
+        fd = os.open(os.path.join(path, name), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return ""
+    with os.fdopen(fd, "rb") as file:
+        return file.read(1 << 16).decode("utf-8", "replace").strip()

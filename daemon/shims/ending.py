@@ -1,0 +1,75 @@
+"""Clearing what is left of a task: shim, container, mounts, socket, bundle. Any step may have been done before."""
+
+import contextlib
+import logging
+import os
+
+import trio
+
+from daemon import procfs
+from daemon.procfs import Identity
+from daemon.shims import bundle, launch
+from daemon.shims.client import ShimClient
+from daemon.store.records import TaskRow
+from ttrpc.api import task
+from ttrpc.errors import StatusError
+
+log = logging.getLogger(__name__)
+
+SHUTDOWN_TIMEOUT_S = 3.0
+KILLED_TIMEOUT_S = 5.0  # after SIGKILL a process can only stay in an uninterruptible wait
+
+
+async def shut_down(row: TaskRow, client: ShimClient | None) -> bool:
+    """Ask an empty shim to end and wait until its process has; True when it is gone. A shim with a container stays."""
+    known = shim_process(row)
+    if client is not None:
+        with contextlib.suppress(StatusError):
+            await client.task("Shutdown", task.ShutdownRequest(id=row.id, now=True), SHUTDOWN_TIMEOUT_S)
+    return known is None or await procfs.wait_gone(known, SHUTDOWN_TIMEOUT_S)
+
+
+def shim_process(row: TaskRow) -> Identity | None:
+    return Identity(row.shim_pid, row.shim_start_ticks) if row.shim_pid else None
+
+
+async def clear(row: TaskRow, client: ShimClient | None, program: launch.Program, delete_timeout_s: float) -> None:
+    """End the shim, the container if there still is one, and remove everything of theirs. Idempotent.
+
+    Order: the shim first, so that nothing it does meets our hand; runc's own clearing after it, the bundle last.
+    Raises: FailedPrecondition while something stays mounted in the bundle; OSError.
+    """
+    await shut_down(row, client)
+    await end_all(row, program, delete_timeout_s)
+    await remove_files(row)
+
+
+async def end_all(row: TaskRow, program: launch.Program, delete_timeout_s: float) -> None:
+    """Kill the shim, then have its program's `delete` end the container and clear what runc left."""
+    await _kill_workers(row)
+    if await trio.to_thread.run_sync(os.path.isdir, row.bundle):
+        answer = await launch.delete(program, row.ns, row.id, row.bundle, delete_timeout_s)
+        if answer is None:
+            log.warning("the shim's `delete` failed; its runc may have left a cgroup")
+        await _kill_workers(row)
+
+
+async def remove_files(row: TaskRow) -> None:
+    """Remove bundle and socket of a task whose shim is gone."""
+    await trio.to_thread.run_sync(bundle.remove, row.bundle)
+    if row.address:
+        with contextlib.suppress(OSError):
+            os.unlink(row.address)
+
+
+async def _kill_workers(row: TaskRow) -> None:
+    """Kill the shim and whatever works in its bundle: `start`, runc."""
+    found = set(await trio.to_thread.run_sync(lambda: list(procfs.working_in(row.bundle))))
+    known = shim_process(row)
+    if known is not None and known.is_running():
+        found.add(known)
+    for process in found:
+        procfs.kill(process)
+    for process in found:
+        if not await procfs.wait_gone(process, KILLED_TIMEOUT_S):
+            log.error("a process survives SIGKILL", extra={"pid": process.pid})

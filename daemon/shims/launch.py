@@ -1,0 +1,176 @@
+"""containerd's shim binary protocol: find the program, run its `start` and `delete`. As containerd 1.6 to 2.2 do it.
+
+<shim> -namespace NS -address GRPC -publish-binary BIN -id ID [-debug] start     stdin: Any of the options; cwd: bundle
+<shim> -namespace NS -address GRPC -publish-binary BIN -id ID -bundle DIR delete
+"""
+
+import dataclasses
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import trio
+from google.protobuf.message import DecodeError
+
+from daemon.config import Config, Runtime
+from daemon.errors import invalid_argument, not_found, unavailable, unknown
+from daemon.notify import PRIVATE_VARIABLES
+from ttrpc.api import runc, task, wkt
+from ttrpc.errors import StatusError
+
+if TYPE_CHECKING:
+    from ttrpc.api.task import DeleteResponse
+    from ttrpc.api.wkt import Any as ProtoAny
+
+MAX_OUTPUT_CHARS = 8192  # of a failed shim's words in an error; the rest is in its log
+RUNC_OPTIONS = "containerd.runc.v1.Options"
+# A group of its own, in our session, so that its end takes its helpers along. trio's annotations lack the argument.
+_OWN_GROUP: dict[str, Any] = {"process_group": 0}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Program:
+    """A shim's program and what every call of it is told."""
+
+    path: str
+    grpc_address: str
+    publish_binary: str
+    socket_dir: str
+    debug: bool = False
+
+    def argv(self, namespace: str, container_id: str, action: str, bundle: str | None = None) -> list[str]:
+        return [
+            self.path,
+            *("-namespace", namespace),
+            *("-address", self.grpc_address),
+            *("-publish-binary", self.publish_binary),
+            *("-id", container_id),
+            *(("-bundle", bundle) if bundle else ()),
+            *(("-debug",) if self.debug else ()),
+            action,
+        ]
+
+    def environ(self) -> dict[str, str]:
+        """Ours, without what is meant for us alone; events come by Follow, so no TTRPC_ADDRESS."""
+        private = (*PRIVATE_VARIABLES, "TTRPC_ADDRESS", "GRPC_ADDRESS", "NAMESPACE")
+        kept = {name: value for name, value in os.environ.items() if name not in private}
+        return {**kept, "SHIMD_SOCKET_DIR": self.socket_dir}
+
+
+def resolve(runtime: str, runtime_path: str, runtimes: Mapping[str, Runtime]) -> str:
+    """The program of a runtime: what the configuration says, else containerd's rule.
+
+    ``a.b.name.v2`` is ``containerd-shim-name-v2``, in PATH or beside our own program; an absolute path stays as it is.
+    Raises: InvalidArgument for a name that cannot be one, NotFound for a program that is not there.
+    """
+    configured = runtimes.get(runtime)
+    named = runtime_path or (configured.shim if configured is not None else "")
+    if named or os.path.isabs(runtime):
+        found = shutil.which(named or runtime)
+        if found is None:
+            raise not_found(f"runtime {runtime}: {named or runtime} is not an executable file")
+        return os.path.abspath(found)
+    parts = runtime.split(".")
+    if len(parts) < 2 or "/" in runtime or not all(parts[-2:]):
+        raise invalid_argument(f"runtime {runtime!r} must be an absolute path or end like in io.containerd.shimd.v2")
+    name = f"containerd-shim-{parts[-2]}-{parts[-1]}"
+    beside = [os.path.dirname(os.path.abspath(program)) for program in (sys.argv[0], sys.executable)]
+    found = shutil.which(name) or shutil.which(name, path=os.pathsep.join(beside))
+    if found is None:
+        raise not_found(f"runtime {runtime}: no program {name} in PATH or in {' or '.join(dict.fromkeys(beside))}")
+    return os.path.abspath(found)
+
+
+def options_for(config: Config, runtime: str, given: "ProtoAny | None") -> "ProtoAny":
+    """The runtime's options as the shim gets them: the client's, completed by the configuration.
+
+    Options of a type that is not runc's are passed on as they are.
+    """
+    if given is not None and given.type_url and given.type_url.rpartition("/")[2] != RUNC_OPTIONS:
+        return given
+    options = runc.Options()
+    if given is not None and given.type_url:
+        try:
+            options.MergeFromString(given.value)
+        except DecodeError as error:
+            raise invalid_argument(f"runtime options are no {RUNC_OPTIONS}: {error}") from None
+    configured = config.runtimes.get(runtime, Runtime())
+    options.root = options.root or config.runc_root
+    options.binary_name = options.binary_name or configured.runc
+    options.systemd_cgroup = options.systemd_cgroup or configured.systemd_cgroup
+    return wkt.pack(options)
+
+
+async def start(
+    program: Program, namespace: str, container_id: str, bundle: str, options: "ProtoAny", timeout_s: float
+) -> str:
+    """Run `start`; returns the socket's path that the shim printed.
+
+    Blocks: until it has exited and closed its output, at most ``timeout_s``; then its process group is killed.
+    Raises: Unknown with the shim's own words; Unavailable when it took too long.
+    """
+    argv = program.argv(namespace, container_id, "start")
+    status, output = await _run(program, argv, bundle, options.SerializeToString(), timeout_s, join_stderr=True)
+    text = output.decode("utf-8", "replace").strip()
+    if status != 0:
+        raise unknown(f"shim start failed: {text[-MAX_OUTPUT_CHARS:] or 'it said nothing'}: exit status {status}")
+    address = text.removeprefix("unix://")
+    if not address.startswith("/") or "\n" in address:
+        raise unknown(f"shim start printed no socket address but {text[:200]!r}")
+    return address
+
+
+async def delete(
+    program: Program, namespace: str, container_id: str, bundle: str, timeout_s: float
+) -> "DeleteResponse | None":
+    """Run `delete`: it ends the container, unmounts and clears what a dead shim left. None when that failed.
+
+    Blocks: at most ``timeout_s``.
+    """
+    argv = program.argv(namespace, container_id, "delete", bundle)
+    try:
+        status, output = await _run(program, argv, bundle, None, timeout_s, join_stderr=False)
+    except StatusError:
+        return None
+    if status != 0:
+        return None
+    try:
+        return task.DeleteResponse.FromString(output)
+    except DecodeError:
+        return None
+
+
+async def _run(
+    program: Program, argv: list[str], bundle: str, stdin: bytes | None, timeout_s: float, *, join_stderr: bool
+) -> tuple[int, bytes]:
+    done = None
+    try:
+        with trio.move_on_after(timeout_s):
+            done = await trio.run_process(
+                argv,
+                stdin=stdin if stdin is not None else subprocess.DEVNULL,
+                capture_stdout=True,
+                stderr=subprocess.STDOUT if join_stderr else subprocess.DEVNULL,
+                check=False,
+                cwd=bundle,
+                env=program.environ(),
+                deliver_cancel=_kill_group,
+                **_OWN_GROUP,
+            )
+    except OSError as error:
+        raise unavailable(f"{argv[0]} could not be run: {error.strerror}") from None
+    if done is None:
+        raise unavailable(f"{argv[0]} {argv[-1]} was not done after {timeout_s:g} s; it was killed")
+    return done.returncode, done.stdout
+
+
+async def _kill_group(process: trio.Process) -> None:
+    """The program and what it started that did not make itself a group of its own."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass

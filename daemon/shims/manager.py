@@ -1,0 +1,305 @@
+"""Tasks as a whole: created, started, deleted, restarted. The manager asks and keeps the record; the shim decides."""
+
+import logging
+import sqlite3
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import trio
+
+from daemon import faults, restart
+from daemon.config import Config
+from daemon.errors import already_exists, failed_precondition, unavailable
+from daemon.shims import birth, ending, ingest, launch
+from daemon.shims.answers import delete_response
+from daemon.shims.client import earlier
+from daemon.shims.handle import Handle, Health
+from daemon.shims.restarter import Restarter
+from daemon.shims.registry import Registry
+from daemon.shims.undo import UndoStack
+from daemon.store import containers, tasks
+from daemon.store import events as journal
+from daemon.store.database import Database
+from daemon.store.records import CREATED, CREATING, DELETING, RESTARTING, RUNNING, STOPPED, TaskRow
+from ttrpc.api import task
+from ttrpc.api import tasks as api
+from ttrpc.errors import StatusError
+from ttrpc.status import Code
+
+if TYPE_CHECKING:
+    from ttrpc.api.containers import Container
+    from ttrpc.api.task import DeleteResponse
+    from ttrpc.api.tasks import CreateTaskRequest
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+UNDO_TIMEOUT_S = 30.0
+
+
+class Manager(Registry):
+    """What is done to a task as a whole, in steps that can be undone or finished by whoever comes next."""
+
+    def __init__(
+        self, config: Config, database: Database, nursery: trio.Nursery, boot_id: str, publish_binary: str
+    ) -> None:
+        super().__init__(config, database, nursery, boot_id, publish_binary)
+        self.restarter = Restarter(database, config.restart, nursery, self.restart)
+        self.supervisors.on_stopped = self.restarter.consider
+
+    # --- creating
+
+    async def create(
+        self, ns: str, container: "Container", request: "CreateTaskRequest", deadline: float | None
+    ) -> Handle:
+        """Create a container's task: row, bundle, shim, Task.Create. All of it, or nothing is left.
+
+        Raises: AlreadyExists for a container with a task; what `birth.bear` raises; StoreFull.
+        """
+        key = (ns, container.id)
+        there = self.handles.get(key)
+        if there is not None:
+            await there.wait_settled(earlier(self.config.timeouts.busy_s, deadline))
+        if key in self.handles:
+            raise already_exists(f"task {container.id}: already exists")
+        if key in self.strays:
+            raise failed_precondition(f"task {container.id}: its bundle is in use: {self.strays[key]}")
+        handle = Handle(self._new_row(ns, container, request))
+        self.handles[key] = handle
+        async with handle.exclusively("create", self.config.timeouts.busy_s):
+            faults.point("create.begin")
+            undo = UndoStack()
+            try:
+                undo.push("the record", lambda: self._delete_row(handle))
+                await self.database.write(lambda connection: tasks.insert(connection, handle.row))
+                faults.point("create.row_stored")
+                changes = await birth.bear(handle, container, request, self.supervisors, undo, deadline)
+                await self._commit_birth(handle, CREATED, changes)
+                faults.point("create.stored")
+            except BaseException:
+                await self._undo(handle, undo)
+                raise
+        if handle.row.state == STOPPED:
+            self.restarter.consider(handle)
+        return handle
+
+    def _new_row(self, ns: str, container: "Container", request: "CreateTaskRequest") -> TaskRow:
+        runtime = container.runtime.name
+        return TaskRow(
+            ns=ns,
+            id=container.id,
+            state=CREATING,
+            runtime=runtime,
+            shim_path=launch.resolve(runtime, request.runtime_path, self.config.runtimes),
+            bundle=self.config.bundle(ns, container.id),
+            boot_id=self.boot_id,
+            request=request.SerializeToString(),
+            created_at_ns=time.time_ns(),
+        )
+
+    async def _commit_birth(self, handle: Handle, state: str, changes: dict[str, Any]) -> None:
+        """Put the newborn on its row; a task that is over already is put down as stopped."""
+
+        def work(connection: sqlite3.Connection) -> TaskRow | None:
+            incarnation = changes.get("incarnation", handle.row.incarnation)
+            ended = journal.last_exit(connection, handle.ns, handle.id, incarnation, "") is not None
+            return tasks.update(
+                connection, handle.ns, handle.id, **changes, state=STOPPED if ended else state, boot_id=self.boot_id
+            )
+
+        handle.committed(await self.database.write(work))
+
+    async def _undo(self, handle: Handle, undo: UndoStack) -> None:
+        """Take everything back; what could not be is left to recovery, which tries again until it can."""
+        if not await undo.unwind(UNDO_TIMEOUT_S):
+            log.error("a failed create could not be undone; recovery goes on with it", extra={"id": handle.id})
+            self._resume(handle)
+
+    def _resume(self, handle: Handle) -> None:
+        handle.supervisor = trio.CancelScope()
+        handle.now(Health.CONNECTING, "an operation on it ended half-way", settled=False)
+        self.nursery.start_soon(self.supervisors.run_found, handle)
+
+    async def _delete_row(self, handle: Handle) -> None:
+        await self.database.write(lambda connection: tasks.delete(connection, handle.ns, handle.id))
+        handle.committed(None)
+        handle.supervisor.cancel()
+        self.forget(handle)
+
+    # --- starting
+
+    async def start(self, handle: Handle, exec_id: str, deadline: float | None) -> int:
+        """Start init or an exec; a container the user starts is no longer one the user stopped."""
+        point = "exec_start" if exec_id else "start"
+        faults.point(f"{point}.before_call")
+        timeouts = self.config.timeouts
+        pid = await birth.start_process(handle, exec_id, earlier(timeouts.start_s, deadline), timeouts.connect_s)
+        faults.point(f"{point}.called")
+        if not exec_id:
+            await self._clear_stopped_label(handle)
+        return pid
+
+    async def _clear_stopped_label(self, handle: Handle) -> None:
+        container = self.database.read(lambda c: containers.get(c, handle.ns, handle.id))
+        if container is None or restart.STOPPED_LABEL not in container.labels:
+            return
+
+        def work(connection: sqlite3.Connection) -> None:
+            now = containers.get(connection, handle.ns, handle.id)
+            if now is not None and now.labels.pop(restart.STOPPED_LABEL, None) is not None:
+                containers.replace(connection, handle.ns, now)
+
+        await self.database.write(work)
+
+    # --- deleting
+
+    async def delete(self, handle: Handle) -> "DeleteResponse":
+        """Delete a task that is over, or was never started: in its shim, then shim, bundle and row.
+
+        Goes on when the caller is gone: from its mark on, a delete is finished by whoever comes next.
+        Raises: what the shim says of a running one; FailedPrecondition, Unavailable.
+        """
+        return await self._detached(lambda: self._delete(handle))
+
+    async def _delete(self, handle: Handle) -> "DeleteResponse":
+        timeouts = self.config.timeouts
+        async with handle.exclusively("delete", timeouts.busy_s):
+            handle.require_present()
+            faults.point("delete.begin")
+            answer = await self._delete_in_shim(handle)
+            faults.point("delete.drained")
+            if answer is None:
+                answer = self._answer_from_store(handle)
+            row = await self.database.write(lambda c: tasks.update(c, handle.ns, handle.id, state=DELETING))
+            handle.committed(row)
+            faults.point("delete.marked")
+            try:
+                await self._clear(handle)
+                faults.point("delete.bundle_removed")
+                await self._delete_row(handle)
+                faults.point("delete.row_removed")
+            except BaseException:
+                if not handle.is_deleted:
+                    handle.supervisor.cancel()
+                    self._resume(handle)
+                raise
+            return answer
+
+    async def _delete_in_shim(self, handle: Handle) -> "DeleteResponse | None":
+        """Have the shim delete the container and tell all it has to tell; None when it did that before, or is gone."""
+        if handle.health is Health.GONE:
+            if handle.row.state != STOPPED:
+                raise failed_precondition(f"{handle.name}: {handle.reason}; it can be deleted once it is over")
+            return None
+        timeouts = self.config.timeouts
+        client = await handle.connected(timeouts.connect_s)
+        answer: DeleteResponse | None = None
+        try:
+            answer = await client.task("Delete", task.DeleteRequest(id=handle.id), timeouts.delete_s)
+        except StatusError as error:
+            if error.code != Code.NOT_FOUND:
+                raise
+        faults.point("delete.task_deleted")
+        await ingest.drain(handle, client, timeouts.delete_s)
+        return answer
+
+    async def _clear(self, handle: Handle) -> None:
+        """Shim, leftovers, bundle. An empty shim that ends by itself leaves nothing for its `delete` to do."""
+        is_down = handle.client is not None and await ending.shut_down(handle.row, handle.client)
+        handle.supervisor.cancel()
+        faults.point("delete.shim_down")
+        if not is_down:
+            await ending.end_all(handle.row, self.program_of(handle), self.config.timeouts.shim_delete_s)
+        await ending.remove_files(handle.row)
+
+    def _answer_from_store(self, handle: Handle) -> "DeleteResponse":
+        return delete_response(handle.row, self.stored_exit(handle))
+
+    async def _detached(self, operation: Callable[[], Awaitable[T]]) -> T:
+        """Run an operation that must not end half-way because its caller went away."""
+        outcome: list[T] = []
+        failure: list[BaseException] = []
+        done = trio.Event()
+
+        async def run() -> None:
+            try:
+                outcome.append(await operation())
+            except Exception as error:  # noqa: BLE001 - handed to the caller
+                failure.append(error)
+            finally:
+                done.set()
+
+        self.nursery.start_soon(run)
+        await done.wait()
+        if failure:
+            raise failure[0]
+        if not outcome:
+            raise unavailable("shimd is stopping; the operation goes on when it is back")
+        return outcome[0]
+
+    # --- restarting
+
+    async def restart(self, handle: Handle, streak: int) -> None:
+        """Replace a task that is over by a new one of the same request, and start it. For the restart policy.
+
+        Raises: what `birth.bear` and Task.Start raise; the task is stopped as before then.
+        """
+        timeouts = self.config.timeouts
+        async with handle.exclusively("restart", timeouts.busy_s):
+            if handle.is_deleted or handle.row.state != STOPPED:
+                return
+            container = await self._mark_restarting(handle, streak)
+            if container is None:
+                return
+            faults.point("restart.marked")
+            undo = UndoStack()
+            undo.push("the restart", lambda: self._back_to_stopped(handle))
+            try:
+                if handle.client is not None:
+                    await self._delete_in_shim(handle)
+                await self._clear(handle)
+                faults.point("restart.cleared")
+                handle.stored_seq, handle.info, handle.client = 0, None, None
+                handle.now(Health.CONNECTING, "it is being restarted")
+                request = api.CreateTaskRequest.FromString(handle.row.request)
+                changes = await birth.bear(handle, container, request, self.supervisors, undo, None)
+                faults.point("restart.created")
+                await birth.start_process(handle, "", timeouts.start_s, timeouts.connect_s)
+                faults.point("restart.started")
+                await self._commit_birth(handle, RUNNING, {**changes, "started_at_ns": time.time_ns()})
+                handle.failed_at_ns = 0
+            except BaseException:
+                await self._undo(handle, undo)
+                raise
+        log.info("restarted by policy", extra={"restarts": handle.row.restarts, "pid": handle.row.pid})
+        if handle.row.state == STOPPED:
+            self.restarter.consider(handle)
+
+    async def _mark_restarting(self, handle: Handle, streak: int) -> "Container | None":
+        """Count the restart on the row and in containerd's label; None when the container's record is gone."""
+
+        def work(connection: sqlite3.Connection) -> "tuple[TaskRow | None, Container | None]":
+            container = containers.get(connection, handle.ns, handle.id)
+            row = tasks.get(connection, handle.ns, handle.id)
+            if container is None or row is None:
+                return row, None
+            restarts = row.restarts + 1
+            container.labels[restart.COUNT_LABEL] = str(restarts)
+            container.labels.pop(restart.STOPPED_LABEL, None)
+            containers.replace(connection, handle.ns, container)
+            changes = {"state": RESTARTING, "restarts": restarts, "streak": streak, "pid": 0, "pid_start_ticks": 0}
+            return tasks.update(connection, handle.ns, handle.id, **changes), container
+
+        row, container = await self.database.write(work)
+        handle.committed(row)
+        return container
+
+    async def _back_to_stopped(self, handle: Handle) -> None:
+        """After a restart that failed: as before, and without a shim."""
+        changes = {"state": STOPPED, "address": "", "shim_pid": 0, "shim_start_ticks": 0}
+        handle.committed(
+            await self.database.write(lambda connection: tasks.update(connection, handle.ns, handle.id, **changes))
+        )
+        handle.supervisor.cancel()
+        handle.now(Health.GONE, "its restart failed; the policy tries again")

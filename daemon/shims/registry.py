@@ -1,0 +1,115 @@
+"""Which task is where: every handle by namespace and id, found again after a restart of the daemon."""
+
+import dataclasses
+import logging
+
+import trio
+
+from daemon.config import Config
+from daemon.errors import not_found
+from daemon.shims import bundle, evidence, launch, recovery
+from daemon.shims.client import earlier
+from daemon.shims.handle import Handle, Health
+from daemon.shims.supervisor import Supervisors
+from daemon.store import events as journal
+from daemon.store import tasks
+from daemon.store.database import Database
+from daemon.store.records import StoredExit
+from ttrpc.errors import StatusError
+
+log = logging.getLogger(__name__)
+
+
+class Registry:
+    """Owns the handles. Tasks of every namespace are keyed by (namespace, id)."""
+
+    def __init__(
+        self, config: Config, database: Database, nursery: trio.Nursery, boot_id: str, publish_binary: str
+    ) -> None:
+        self.config = config
+        self.database = database
+        self.nursery = nursery
+        self.boot_id = boot_id
+        self.publish_binary = publish_binary
+        self.handles: dict[tuple[str, str], Handle] = {}
+        self.strays: dict[tuple[str, str], str] = {}  # bundles nobody has on record, and why they stay
+        self.is_recovering = True
+        self.adopted = 0
+        self.supervisors = Supervisors(config, database, boot_id, nursery, self.program_of)
+        self.supervisors.on_gone = self.forget
+
+    def program_of(self, handle: Handle) -> launch.Program:
+        """What runs a task's shim: the program recorded at its creation, whatever the configuration says by now."""
+        debug = log.isEnabledFor(logging.DEBUG)
+        return launch.Program(
+            handle.row.shim_path, self.config.grpc_address, self.publish_binary, self.config.shim_socket_dir, debug
+        )
+
+    # --- after a restart of the daemon
+
+    async def recover(self) -> None:
+        """Supervise every task on record, then look at what has no record. Returns once each is decided about.
+
+        Blocks: as long as the slowest budget; the API is served meanwhile.
+        """
+        for row in self.database.read(tasks.list_all):
+            handle = Handle(row)
+            handle.is_after_reboot = row.boot_id != self.boot_id
+            self.handles[row.ns, row.id] = handle
+            self.nursery.start_soon(self.supervisors.run_found, handle)
+        found = tuple(self.handles.values())
+        for handle in found:
+            await handle.wait_until(lambda handle=handle: handle.is_settled or handle.is_deleted)  # type: ignore[misc]
+        self.adopted = sum(handle.health is Health.SERVING for handle in found)
+        await self._look_at_strays()
+        self.is_recovering = False
+
+    async def _look_at_strays(self) -> None:
+        for key in await trio.to_thread.run_sync(bundle.list_bundles, self.config.bundles_dir):
+            if key in self.handles:
+                continue
+            path = self.config.bundle(*key)
+            found = await trio.to_thread.run_sync(evidence.gather, path, None, self.boot_id)
+            decision = recovery.decide(recovery.Facts(None, shim=found.shim, init=found.init))
+            extra = {"ns": key[0], "id": key[1], "bundle": path, "reason": decision.reason}
+            if decision.verdict is recovery.Verdict.DISCARD and key not in self.handles:
+                log.warning("removing a bundle that is not on record", extra=extra)
+                try:
+                    await trio.to_thread.run_sync(bundle.remove, path)
+                    continue
+                except (OSError, StatusError) as error:
+                    decision = dataclasses.replace(decision, reason=f"it cannot be removed: {error}")
+            log.error("a bundle is not on record", extra=extra)
+            self.strays[key] = decision.reason
+
+    # --- finding
+
+    def known(self, ns: str, container_id: str) -> Handle | None:
+        return self.handles.get((ns, container_id))
+
+    async def find(self, ns: str, container_id: str, deadline: float | None = None) -> Handle:
+        """The task of a container, once recovery has decided about it.
+
+        Raises: NotFound; Unavailable when recovery takes too long with it.
+        """
+        handle = self.handles.get((ns, container_id))
+        if handle is None:
+            raise not_found(f"task {container_id} not found")
+        # Its supervisor spends a budget on connecting, one on each of two answers, and may wait for its turn.
+        await handle.wait_settled(earlier(4 * self.config.recovery.budget_s, deadline))
+        handle.require_present()
+        return handle
+
+    def of_namespace(self, ns: str) -> list[Handle]:
+        return [handle for handle in self.handles.values() if handle.ns == ns]
+
+    def stored_exit(self, handle: Handle, exec_id: str = "") -> StoredExit | None:
+        """The exit of one process of this task, if it is in the store."""
+        row = handle.row
+        return self.database.read(lambda c: journal.last_exit(c, row.ns, row.id, row.incarnation, exec_id))
+
+    def forget(self, handle: Handle) -> None:
+        """Drop a deleted task."""
+        handle.restarter.cancel()
+        if self.handles.get((handle.ns, handle.id)) is handle:
+            del self.handles[handle.ns, handle.id]

@@ -1,0 +1,252 @@
+"""One task's supervisor: ask, decide, act, again, for as long as the task is there.
+
+The same loop serves a task found after a restart of the daemon and one whose shim is lost while we run.
+"""
+
+import contextlib
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from daemon import log as logs
+from daemon import procfs
+from daemon.config import Config
+from daemon.errors import unavailable
+from daemon.shims import asking, ending, evidence, found_exits, ingest, launch, recovery
+from daemon.shims.asking import Found
+from daemon.shims.client import ShimClient
+from daemon.shims.handle import Handle, Health
+from daemon.shims.recovery import Decision, Verdict
+from daemon.shims.turnstile import Turnstile
+from daemon.store import events as journal
+from daemon.store import tasks
+from daemon.store.database import Database
+from daemon.store.records import STOPPED
+from ttrpc.aio import open_client
+from ttrpc.errors import ConnectionLost, StatusError, TtrpcError
+
+if TYPE_CHECKING:
+    from ttrpc.api.shim import InfoResponse
+
+log = logging.getLogger(__name__)
+
+# A shim that has not answered by then gives its place in the queue to the next; its budget goes on.
+PATIENCE_S = 0.2
+# Between two looks at a container that lives without a shim, where no pidfd can tell of its end.
+WATCH_EVERY_S = 5.0
+
+
+class Supervisors:
+    """What all supervisors share. `on_stopped` is told of a task that is over, `on_gone` of one forgotten."""
+
+    def __init__(
+        self,
+        config: Config,
+        database: Database,
+        boot_id: str,
+        nursery: trio.Nursery,
+        program_of: Callable[[Handle], launch.Program],
+    ) -> None:
+        self.config = config
+        self.database = database
+        self.boot_id = boot_id
+        self.nursery = nursery
+        self.program_of = program_of
+        self.turnstile = Turnstile(config.recovery.parallel, PATIENCE_S)
+        self.on_stopped: Callable[[Handle], None] = lambda _handle: None
+        self.on_gone: Callable[[Handle], None] = lambda _handle: None
+
+    # --- the two ways to begin
+
+    async def run_found(self, handle: Handle) -> None:
+        """Supervise a task found in the store, until it is gone or nothing is left to wait for."""
+        with logs.bind(ns=handle.ns, id=handle.id), handle.supervisor:
+            await self._keep(handle)
+
+    async def start_newborn(self, handle: Handle) -> ShimClient:
+        """Connect to a shim just started and supervise it from here on; returns once it has told who it is.
+
+        Raises: Unavailable.
+        """
+        handle.supervisor = trio.CancelScope()
+        client: ShimClient = await self.nursery.start(self._run_newborn, handle)
+        return client
+
+    async def _run_newborn(self, handle: Handle, *, task_status: Any) -> None:
+        is_started = False
+        with logs.bind(ns=handle.ns, id=handle.id), handle.supervisor:
+            timeout_s = self.config.timeouts.connect_s
+            try:
+                async with open_client(handle.row.address, connect_timeout_s=timeout_s) as raw:
+                    client = ShimClient(raw, handle.name)
+                    info = await asking.info_of(client, timeout_s)
+                    is_started = True
+                    task_status.started(client)
+                    await self._serve(handle, client, info)
+            except (OSError, TtrpcError) as error:
+                if not is_started:
+                    raise unavailable(f"{handle.name}: its shim was started but does not answer: {error}") from None
+                self._lost(handle, error)
+            await self._keep(handle)
+
+    # --- the loop
+
+    async def _keep(self, handle: Handle) -> None:
+        pause_s = self.config.recovery.retry_min_s
+        while not handle.is_deleted:
+            was = handle.health
+            try:
+                is_done = await self._round(handle)
+            except (OSError, TtrpcError) as error:
+                self._lost(handle, error)
+                is_done = False
+            except Exception as error:
+                # A bug met in one task's affairs is that task's trouble, not everybody's.
+                log.exception("supervising failed")
+                handle.now(Health.UNREACHABLE, f"internal error: {error!r}")
+                is_done = False
+            if is_done:
+                return
+            if was is Health.SERVING or handle.health is Health.CONNECTING:
+                pause_s = self.config.recovery.retry_min_s
+                continue
+            await trio.sleep(pause_s)
+            pause_s = min(pause_s * 2, self.config.recovery.retry_max_s)
+
+    def _lost(self, handle: Handle, error: Exception) -> None:
+        if isinstance(error, ConnectionLost):
+            # The next round finds out what it means; whoever calls meanwhile waits for that.
+            handle.now(Health.CONNECTING, f"the connection was lost: {error}")
+            log.info("lost the connection to a shim", extra={"reason": str(error)})
+            return
+        handle.now(Health.UNREACHABLE, str(error))
+        log.warning("a shim cannot be supervised", extra={"reason": str(error)})
+
+    async def _round(self, handle: Handle) -> bool:
+        """Ask, decide, act. True: nothing more is to be done for this task."""
+        async with contextlib.AsyncExitStack() as stack:
+            place = await self.turnstile.enter(self.nursery)
+            try:
+                found = await self._ask(stack, handle)
+            finally:
+                place.leave()
+            decision = recovery.decide(found.facts)
+            if decision.verdict is Verdict.ADOPT and found.client is not None:
+                await self._adopt(handle, found, decision)
+                await self._serve(handle, found.client, found.info)
+                return False
+            if decision.verdict is Verdict.RETRY:
+                handle.now(Health.UNREACHABLE, f"{decision.reason} ({found.reason})")
+                return False
+            if decision.verdict is Verdict.WATCH:
+                await self._watch(handle, decision)
+                return False
+            return await self._act_exclusively(handle, found, decision)
+
+    async def _ask(self, stack: contextlib.AsyncExitStack, handle: Handle) -> Found:
+        row = handle.row
+        address = asking.address_of(row, self.config.shim_socket_dir, self.config.grpc_address)
+        return await asking.ask(
+            stack, row, address, self.boot_id, self.config.recovery.budget_s, exit_is_stored=self._stored_exit(handle)
+        )
+
+    def _stored_exit(self, handle: Handle) -> bool:
+        """Whether this task's own exit is in the store."""
+        row = handle.row
+        found = self.database.read(lambda c: journal.last_exit(c, row.ns, row.id, row.incarnation, ""))
+        return found is not None
+
+    # --- a shim that serves
+
+    async def _adopt(self, handle: Handle, found: Found, decision: Decision) -> None:
+        """Put on record what the shim says of itself and its container."""
+        changes: dict[str, object] = {"boot_id": self.boot_id}
+        if decision.state is not None:
+            changes["state"] = decision.state
+        if found.info is not None:
+            changes["incarnation"] = found.info.incarnation
+            known = procfs.identify(found.info.pid)
+            if known is not None:
+                changes["shim_pid"], changes["shim_start_ticks"] = known.pid, known.start_ticks
+        if found.state is not None and found.state.pid and decision.state != STOPPED:
+            init = procfs.identify(found.state.pid)
+            if init is not None:
+                changes["pid"], changes["pid_start_ticks"] = init.pid, init.start_ticks
+        changes["address"] = asking.address_of(handle.row, self.config.shim_socket_dir, self.config.grpc_address)
+        if any(getattr(handle.row, name) != value for name, value in changes.items()):
+            handle.committed(
+                await self.database.write(lambda connection: tasks.update(connection, handle.ns, handle.id, **changes))
+            )
+        log.info("adopted", extra={"state": handle.row.state, "shim_pid": handle.row.shim_pid})
+
+    async def _serve(self, handle: Handle, client: ShimClient, info: "InfoResponse | None") -> None:
+        """Let calls through and store its events until the connection is lost.
+
+        Raises: ConnectionLost, StatusError.
+        """
+        handle.now_serving(client, info)
+        incarnation = info.incarnation if info is not None else handle.row.incarnation
+        if handle.row.state == STOPPED and self._stored_exit(handle):
+            self.on_stopped(handle)
+        while True:
+            try:
+                await ingest.follow(handle, client, incarnation, self.database, self.on_stopped)
+            except StatusError as error:
+                if info is None:
+                    break  # no journal to follow: a shim that is not ours
+                # Left unread while the disk was full, or refused: the cursor says where to go on.
+                log.warning("following a shim's journal failed", extra={"reason": error.message})
+            if client.raw.is_closed:
+                break
+            await trio.sleep(self.config.recovery.retry_min_s)
+        await client.raw.wait_closed()
+        raise ConnectionLost("the shim closed it")
+
+    # --- a shim that is gone
+
+    async def _watch(self, handle: Handle, decision: Decision) -> None:
+        """Wait for the end of a container that lives without a shim."""
+        handle.now(Health.GONE, decision.reason)
+        log.error("a container lives without its shim")
+        init = evidence.recorded_init(handle.row, handle.row.bundle)
+        if init is not None:
+            while not await procfs.wait_gone(init, WATCH_EVERY_S):
+                pass
+
+    async def _act_exclusively(self, handle: Handle, found: Found, decision: Decision) -> bool:
+        """Do what the decision says; after an operation on the task that was under way, look again first."""
+        had_to_wait = handle.is_busy
+        async with handle.exclusively(decision.verdict.value, self.config.timeouts.busy_s):
+            if had_to_wait:
+                return False
+            log.info("recovery: %s", decision.verdict.value, extra={"reason": decision.reason})
+            if decision.verdict in (Verdict.RECORD_EXIT, Verdict.RECORD_UNKNOWN):
+                await self._record_exit(handle, found, decision)
+            else:
+                await self._clear(handle, found)
+            return True
+
+    async def _record_exit(self, handle: Handle, found: Found, decision: Decision) -> None:
+        """Store the exits the bundle has on record; the row is stopped."""
+        records = list(found.evidence.exits) if found.evidence is not None else []
+        row = handle.row
+        if decision.verdict is Verdict.RECORD_UNKNOWN:
+            records = [*(record for record in records if record.exec_id), found_exits.unknown_exit(row)]
+        mine = [record for record in records if record.incarnation in ("", row.incarnation) or not row.incarnation]
+        if decision.is_cleared:
+            await ending.clear(row, found.client, self.program_of(handle), self.config.timeouts.shim_delete_s)
+        handle.committed(
+            await self.database.write(lambda connection: found_exits.store(connection, row, mine, self.boot_id))
+        )
+        handle.now(Health.GONE, decision.reason)
+        self.on_stopped(handle)
+
+    async def _clear(self, handle: Handle, found: Found) -> None:
+        """Finish a delete (what its shim had to tell is stored already), or forget what was never born."""
+        row = handle.row
+        await ending.clear(row, found.client, self.program_of(handle), self.config.timeouts.shim_delete_s)
+        await self.database.write(lambda connection: tasks.delete(connection, row.ns, row.id))
+        handle.committed(None)
+        self.on_gone(handle)
