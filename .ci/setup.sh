@@ -51,16 +51,7 @@ apt_install() {
     rm -f "$log"
 }
 
-want=(runc busybox-static libcap-dev gcc libc6-dev ca-certificates)
-[ "$what" = bench ] && want+=(containerd)
-missing=()
-for package in "${want[@]}"; do
-    has_package "$package" || missing+=("$package")
-done
-[ ${#missing[@]} = 0 ] || apt_install "${missing[@]}"
-hash -r
-
-# --- a Python: 3.11 or newer, with venv and headers (python-prctl is compiled) -----------------------------------------
+# A Python is 3.11 or newer, with venv and headers (python-prctl is compiled).
 
 is_new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 is_complete() {
@@ -76,18 +67,27 @@ find_python() {
     return 1
 }
 
-stamp_text() { cat "$here/pyproject.toml" "$here/.ci/setup.sh" | cksum; }
+want=(runc busybox-static libcap-dev gcc libc6-dev ca-certificates)
+[ "$what" = bench ] && want+=(containerd)
+missing=()
+for package in "${want[@]}"; do
+    has_package "$package" || missing+=("$package")
+done
+find_python >/dev/null || missing+=(python3 python3-venv python3-dev)
+[ ${#missing[@]} = 0 ] || apt_install "${missing[@]}"
+hash -r
+
+# --- the virtual environment ---------------------------------------------------------------------------------------
+
+stamp_text() { { echo "$here"; cat "$here/pyproject.toml" "$here/.ci/setup.sh"; } | cksum; }
 stamp=$venv/.ready-$what
 [ "$what" = bench ] && stamp=$venv/.ready-run
 if [ -x "$venv/bin/python" ] && "$venv/bin/python" -c '' 2>/dev/null && [ "$(cat "$stamp" 2>/dev/null)" = "$(stamp_text)" ]; then
     exit 0
 fi
 
-if ! python=$(find_python); then
-    apt_install python3 python3-venv python3-dev
-    hash -r
-    python=$(PYTHON=/usr/bin/python3 find_python) || die "found no Python 3.11 or newer with venv and headers; name one with PYTHON=/path/to/python3"
-fi
+python=$(find_python) || python=$(PYTHON=/usr/bin/python3 find_python) ||
+    die "found no Python 3.11 or newer with venv and headers; name one with PYTHON=/path/to/python3"
 
 if ! { [ -x "$venv/bin/python" ] && is_new_enough "$venv/bin/python" && "$venv/bin/python" -m pip --version >/dev/null 2>&1; }; then
     say "making a virtual environment at $venv with $("$python" --version) ($python)"
