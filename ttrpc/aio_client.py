@@ -11,7 +11,7 @@ import trio
 from ttrpc.aio_stream import TrioStream
 from ttrpc.aio_wire import Wire
 from ttrpc.connection import CALLER, Connection
-from ttrpc.errors import ConnectionLost, DeadlineExceeded, LocalMisuse, StatusError
+from ttrpc.errors import ConnectionLost, DeadlineExceeded, LocalMisuse, error_of
 from ttrpc.inbox import RECEIVE_WINDOW_BYTES
 from ttrpc.peer import check_peer
 from ttrpc.service import Method, find_method, parse
@@ -172,7 +172,7 @@ class TrioClient:
             raise LocalMisuse(f"{service}/{method} streams; use open_stream")
         payload = request.SerializeToString()
         pending = _Pending()
-        with trio.move_on_after(math.inf if timeout_s is None else timeout_s):
+        with trio.move_on_after(math.inf if timeout_s is None else max(0.0, timeout_s)):
             if self._wire.is_crowded:
                 await self._wire.wait_room()
             stream_id = self._begin(found, payload, timeout_s, metadata, pending)
@@ -186,7 +186,7 @@ class TrioClient:
         if answer is None:
             raise DeadlineExceeded(f"{service}/{method} was not answered within {timeout_s or 0:g} s")
         if answer.status is not None:
-            raise StatusError(answer.status.code, answer.status.message, answer.status.details)
+            raise error_of(answer.status)
         return parse(found.output, answer.payload or b"", Code.INTERNAL)
 
     def open_stream(

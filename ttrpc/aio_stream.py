@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from ttrpc.errors import ConnectionLost, DeadlineExceeded, StatusError
+from ttrpc.errors import ConnectionLost, DeadlineExceeded, StatusError, error_of
 from ttrpc.inbox import Inbox
 from ttrpc.service import Method, parse
 from ttrpc.status import Code
@@ -138,7 +138,7 @@ class TrioStream:
             self._news.unpark_all()
         elif isinstance(event, ResponseReceived):
             if event.status is not None:
-                self._finish(StatusError(event.status.code, event.status.message, event.status.details))
+                self._finish(error_of(event.status))
                 return
             if event.payload is not None or not self.method.server_streaming:
                 self._inbox.put(event.payload or b"")

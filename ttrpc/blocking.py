@@ -7,7 +7,7 @@ import time
 
 from ttrpc.blocking_stream import BlockingStream
 from ttrpc.connection import CALLER, Connection
-from ttrpc.errors import ConnectionLost, DeadlineExceeded, LocalMisuse, StatusError
+from ttrpc.errors import ConnectionLost, DeadlineExceeded, LocalMisuse, StatusError, error_of
 from ttrpc.inbox import RECEIVE_WINDOW_BYTES, Inbox
 from ttrpc.outbox import Outbox
 from ttrpc.peer import check_peer
@@ -106,7 +106,7 @@ class BlockingClient:
             if stream_id in self._connection.open_streams:
                 self._connection.forget(stream_id)
         if answer.status is not None:
-            raise StatusError(answer.status.code, answer.status.message, answer.status.details)
+            raise error_of(answer.status)
         return parse(found.output, answer.payload or b"", Code.INTERNAL)
 
     def _await_answer(self, deadline: float | None) -> ResponseReceived:

@@ -2,7 +2,7 @@
 
 import time
 
-from ttrpc.errors import DeadlineExceeded, StatusError
+from ttrpc.errors import DeadlineExceeded, StatusError, error_of
 from ttrpc.service import parse
 from ttrpc.status import Code
 
@@ -115,7 +115,7 @@ class BlockingStream:
     def answer(self, event: "ResponseReceived") -> None:
         """The response: an error, or the one reply of a method whose server does not stream."""
         if event.status is not None:
-            self.end(StatusError(event.status.code, event.status.message, event.status.details))
+            self.end(error_of(event.status))
             return
         if event.payload is not None or not self.method.server_streaming:
             self.inbox.put(event.payload or b"")

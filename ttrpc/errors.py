@@ -16,7 +16,7 @@ class LocalMisuse(TtrpcError):
 
 
 class PeerViolation(TtrpcError):
-    """The peer broke the protocol so that framing or stream order can no longer be trusted: close the connection."""
+    """What the peer sent is not what the protocol allows. The core turns it into an answer on its stream."""
 
 
 class ConnectionLost(TtrpcError):
@@ -46,7 +46,14 @@ class StatusError(TtrpcError):
 
 
 class DeadlineExceeded(StatusError):
-    """Our own deadline passed before the answer. The peer may still be at it."""
+    """A deadline passed before the answer: ours, or, a moment earlier, the peer's copy of it. It may still be at it."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(Code.DEADLINE_EXCEEDED, message)
+    def __init__(self, message: str, details: "Sequence[tuple[str, bytes]]" = ()) -> None:
+        super().__init__(Code.DEADLINE_EXCEEDED, message, details)
+
+
+def error_of(status: Status) -> StatusError:
+    """A peer's non-OK answer as the error its caller catches."""
+    if status.code == Code.DEADLINE_EXCEEDED:
+        return DeadlineExceeded(status.message, status.details)
+    return StatusError(status.code, status.message, status.details)
