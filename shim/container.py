@@ -5,9 +5,9 @@ import os
 import signal
 import time
 
-from shim import kernel, mounts, runc
+from shim import cgroups, kernel, mounts, runc
 from shim.bundle import parse_object
-from shim.ending import ENDING_S, thaw
+from shim.ending import ENDING_S, kill_others, thaw
 from shim.errors import failed_precondition, internal, not_found, unknown
 from shim.lifecycle import CREATED, CREATING, DELETED, PAUSED, RUNNING, STOPPED
 from shim.lock import Lock
@@ -120,6 +120,15 @@ class Container:
         except (OSError, StatusError) as error:
             self.parts.log.warning(f"no OOM watch: {error}")
 
+    def forget_cgroup(self) -> None:
+        """Close the OOM watch and the cgroup's fds."""
+        if self.oom is not None:
+            self.oom.close()
+            self.oom = None
+        if self.cgroup is not None:
+            self.cgroup.close()
+            self.cgroup = None
+
     def tell_oom(self) -> None:
         """Tell of OOM kills that happened since the last time."""
         if self.oom is None:
@@ -172,23 +181,12 @@ class Container:
     # --- while it runs
 
     def kill(self, process: Process, signum: int, everyone: bool) -> "Handler":
-        """Signal a process, or with ``everyone`` all of the container.
-
-        All: by `runc kill --all`, which freezes the cgroup so that no fork escapes. Raises: see Process.signal.
-        """
+        """Signal a process, or with ``everyone`` (of init only) all of the container. Raises: see Process.signal."""
         if process.lifecycle.state == STOPPED:
             raise not_found("process already finished")
-        if everyone and process is self.init:
-            try:
-                yield from self.runc.call(
-                    self.parts.reaper, "kill", "kill", "--all", self.id, str(signum), deadline_s=runc.KILL_S
-                )
-            except StatusError as error:
-                if runc.is_not_running(error):
-                    raise not_found("process already finished") from None
-                raise
-            return
         process.signal(signum)
+        if everyone and process is self.init:
+            yield from kill_others(self, signum)
         if process.is_killed and process is self.init and self.state == PAUSED:
             yield from thaw(self)
 
@@ -260,7 +258,13 @@ class Container:
             self.lock.release()
 
     def pids(self) -> "Handler":
-        """Every pid of the container, as runc lists them. Raises: UNKNOWN."""
+        """Every pid of the container: its cgroup's members, or where it has none of its own, what runc lists.
+
+        Raises: UNKNOWN when runc cannot tell.
+        """
+        members = cgroups.pids(self.cgroup) if self.cgroup is not None else []
+        if members:
+            return members
         out = yield from self.runc.call(
             self.parts.reaper, "ps", "ps", "--format", "json", self.id, deadline_s=runc.LIST_S
         )
@@ -326,9 +330,7 @@ class Container:
             process.close(self.parts)
             if not process.told.fired:
                 process.told.fire(None)
-        if self.oom is not None:
-            self.oom.close()
-            self.oom = None
+        self.forget_cgroup()
         self.unmount()
 
     def unmount(self) -> None:

@@ -83,6 +83,7 @@ def _undo(container: "Container", has_run: bool) -> "Handler":
             if not runc.is_gone(error):
                 parts.log.warning(f"undoing a failed create: {error}")
     container.init.close(parts)
+    container.forget_cgroup()
     container.unmount()
     parts.exits.forget("")
     container.init.lifecycle.record("create_failed")

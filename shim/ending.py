@@ -1,8 +1,9 @@
 """The path of an exit: reaped, others first, output drained, record on disk, journal, and only then anybody is told."""
 
+import signal
 import time
 
-from shim import runc
+from shim import cgroups, runc
 from shim.exits import Exit
 from shim.lifecycle import STOPPED
 from shim.steps import DeadlinePassed, Fired, Sleep
@@ -113,24 +114,39 @@ def _tell(container: "Container", process: "Process", record: Exit) -> None:
 def _end_others(container: "Container") -> "Handler":
     """Init is dead: end what its PID namespace does not end by itself, and let every exec's exit be told first."""
     if container.shares_pids:
-        try:
-            yield from container.runc.call(
-                container.parts.reaper, "kill", "kill", "--all", container.id, "9", deadline_s=runc.KILL_S
-            )
-        except StatusError as error:
-            if not runc.is_not_running(error):
-                container.parts.log.warning(f"killing the rest of the container: {error}")
+        yield from kill_others(container, signal.SIGKILL)
     deadline = time.monotonic() + EXECS_S
     for process in tuple(container.execs.values()):
-        for signal in (process.starting, process.told):
+        for fact in (process.starting, process.told):
             # What never started is nothing to wait for; `starting` comes first, for it decides that.
-            if signal is None or (signal is process.told and process.pid == 0):
+            if fact is None or (fact is process.told and process.pid == 0):
                 continue
             try:
-                yield Fired(signal, deadline_s=max(0.0, deadline - time.monotonic()))
+                yield Fired(fact, deadline_s=max(0.0, deadline - time.monotonic()))
             except DeadlinePassed:
                 container.parts.log.warning(f"exec {process.exec_id} did not end within {EXECS_S:g} s of init")
                 break
+
+
+def kill_others(container: "Container", signum: int) -> "Handler":
+    """Signal whoever is in the container's cgroup, by pidfd or cgroup.kill.
+
+    Not by `runc kill --all`: runc 1.2 and later ignore the switch, and signal init alone. Only for a container without
+    a cgroup of its own runc is asked; that it knows of none either is no failure.
+    """
+    if container.cgroup is not None:
+        try:
+            cgroups.kill_all(container.cgroup, signum)
+        except OSError as error:
+            container.parts.log.warning(f"signalling the whole container: {error}")
+        return
+    try:
+        yield from container.runc.call(
+            container.parts.reaper, "kill", "kill", "--all", container.id, str(signum), deadline_s=runc.KILL_S
+        )
+    except StatusError as error:
+        if not runc.is_not_running(error):
+            container.parts.log.warning(f"signalling the whole container: {error}")
 
 
 def thaw(container: "Container") -> "Handler":

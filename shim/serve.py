@@ -11,12 +11,13 @@ import signal
 import socket
 import time
 
-from shim import kernel
+from shim import cgroups, kernel, metrics
 from shim.bundle import Bundle, remove
 from shim.exits import ExitStore
 from shim.journal import Journal, JournalVersion
 from shim.lifecycle import DELETED, STOPPED
 from shim.loop import Loop
+from shim.oom import OomWatch
 from shim.parts import Params, Parts
 from shim.reaper import Reaper
 from shim.service import SERVICES, TaskService
@@ -36,19 +37,6 @@ if TYPE_CHECKING:
 
     from shim.process import Process
     from ttrpc.server_call import ServerCall
-
-try:
-    from shim import cgroups, metrics
-    from shim.oom import OomWatch
-except ImportError:  # TEMPORARY
-    class cgroups:
-        find = staticmethod(lambda pid: pid)
-    class metrics:
-        read = staticmethod(lambda p: None)
-    class OomWatch:
-        def __init__(self, *a): ...
-        def count(self): return 0
-        def close(self): ...
 
 # A shim nobody asked anything of for so long, and which has nothing to keep, was forgotten by whoever started it.
 IDLE_S = 60.0

@@ -37,7 +37,7 @@ class TaskService:
     itself and returns None.
     """
 
-    def __init__(self, parts: "Parts", read_stats: "Callable[[Any], Any]", shutdown: "Callable[[], None]") -> None:
+    def __init__(self, parts: "Parts", read_stats: "Callable[[Any, int], Any]", shutdown: "Callable[[], None]") -> None:
         self.parts = parts
         self.container: Container | None = None
         self._read_stats = read_stats
@@ -159,7 +159,9 @@ class TaskService:
         container.find("")
         if container.cgroup is None:
             raise not_found("cgroup does not exist")
-        return task.StatsResponse(stats=wkt.pack(self._read_stats(container.cgroup)))
+        return task.StatsResponse(
+            stats=wkt.pack(self._read_stats(container.cgroup, container.init.pid if container.init.is_alive else 0))
+        )
 
     def Connect(self, _request: "task.ConnectRequest", _call: "ServerCall") -> "task.ConnectResponse":
         """Never fails: it is how a daemon finds out whether we live."""

@@ -182,10 +182,14 @@ class ShimBox:
     def wait(self, exec_id: str = "") -> Any:
         return self.call("Wait", task.WaitRequest(id=self.id, exec_id=exec_id))
 
+    def wait_later(self, exec_id: str = "", *, client: BlockingClient | None = None) -> Any:
+        """A Wait that is under way; its `receive` gives the answer."""
+        return (client or self.client).open_stream(TASK, "Wait", task.WaitRequest(id=self.id, exec_id=exec_id))
+
     def delete(self, exec_id: str = "") -> Any:
         return self.call("Delete", task.DeleteRequest(id=self.id, exec_id=exec_id))
 
-    def add_exec(self, exec_id: str, args: Sequence[str], *, terminal: bool = False, **streams: str) -> Any:
+    def add_exec(self, exec_id: str, args: Sequence[str], *, terminal: bool = False, **streams: Any) -> Any:
         process = json.dumps(make_process(args, terminal=terminal)).encode()
         url = "types.containerd.io/opencontainers/runtime-spec/1/Process"
         request = task.ExecProcessRequest(
