@@ -222,13 +222,13 @@ class Session:
     def run(self) -> Ending:
         """Pump until the end. Blocks: as long as the process runs and nobody lets go."""
         while True:
-            self._flush()
-            if not self._output and self._ending is None:
-                self._receive()
+            # Messages may wait in the stream's inbox, which no poll of the socket would tell.
+            while not self._output and self._ending is None and self._receive():
                 self._flush()
             if self._ending is not None and (not self._output or self._ending.kind != EXITED):
                 return self._ending
             self._wait()
+            self._flush()
 
     def _wait(self) -> None:
         assert self._client is not None
@@ -268,24 +268,23 @@ class Session:
         if detached:
             self._ending = Ending(DETACHED)
 
-    def _receive(self) -> None:
-        """Take messages until there is output to write, nothing more has come, or it is over."""
+    def _receive(self) -> bool:
+        """Take one message; false when none has come."""
         assert self._stream is not None
-        while not self._output and self._ending is None:
-            try:
-                message = self._stream.receive_nowait()
-            except BlockingIOError:
-                return
-            except ConnectionLost as error:
-                self._attach_again(str(error))
-                continue
-            except StatusError as error:
-                self._ending = Ending(LOST, reason=error.message)
-                return
+        try:
+            message = self._stream.receive_nowait()
+        except BlockingIOError:
+            return False
+        except ConnectionLost as error:
+            self._attach_again(str(error))
+        except StatusError as error:
+            self._ending = Ending(LOST, reason=error.message)
+        else:
             if message is None:
                 self._ending = Ending(LOST, reason="the shim ended the stream")
-                return
-            self._take(message)
+            else:
+                self._take(message)
+        return True
 
     def _take(self, message: "shim.AttachOutput") -> None:
         kind = message.WhichOneof("output")
