@@ -67,15 +67,14 @@ ticks_in_daemonless_log() { shimctl shim logs clock | newest_tick; }
 is_alive() { [ "$(cut -d' ' -f22 "/proc/$1/stat" 2>/dev/null)" = "$2" ]; } # pid and start time: the same process
 start_time() { cut -d' ' -f22 "/proc/$1/stat"; }
 more_than() { [ "$("${@:2}")" -gt "$1" ]; }
-ours() { # pids of living processes that inherited our mark
+long_lived() { # pids of daemons, shims and clients that inherited our mark
     local file pid
-    for file in /proc/[0-9]*/environ; do
+    for file in $(grep -lzxF "SHIMD_DEMO=$dir" /proc/[0-9]*/environ 2>/dev/null); do
         pid=${file#/proc/} pid=${pid%/environ}
-        [ "$pid" != $$ ] && [ "$pid" != "${BASHPID:-}" ] && grep -qzxF "SHIMD_DEMO=$dir" "$file" 2>/dev/null && echo "$pid"
+        tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline" | grep -q shim && echo "$pid"
     done
     return 0
 }
-long_lived() { ours | while read -r pid; do tr '\0' '\n' 2>/dev/null <"/proc/$pid/cmdline" | grep -qE 'shim' && echo "$pid"; done; return 0; }
 cgroups() { find /sys/fs/cgroup -type d -path "*/$ns*" 2>/dev/null || true; }
 mounts() { awk -v dir="$dir" 'index($5, dir) == 1 { print $5 }' /proc/self/mountinfo; }
 
@@ -95,10 +94,11 @@ clean_up() {
     local code=$? pid path
     trap - EXIT INT TERM
     set +e
+    local victims
     for _ in 1 2 3 4 5; do
-        for pid in $(long_lived) $(cgroups | while read -r path; do cat "$path/cgroup.procs" 2>/dev/null; done | sort -u); do
-            kill -9 "$pid" 2>/dev/null
-        done
+        victims=$(long_lived; cgroups | while read -r path; do cat "$path/cgroup.procs" 2>/dev/null; done | sort -u)
+        [ -n "$victims" ] || break
+        for pid in $victims; do kill -9 "$pid" 2>/dev/null; done
         sleep 0.1
     done
     mounts | sort -r | while read -r path; do umount -l "$path" 2>/dev/null; done
