@@ -182,7 +182,6 @@ def compare(session: Session, before: Snapshot, after: Snapshot, *, deep: bool =
 
 def check(session: Session, before: Snapshot, *, deep: bool = True) -> Leaks:
     """Compare with now, giving what is on its way out a moment to go."""
-    gc.collect()
     found = compare(session, before, look(session, deep=deep), deep=deep)
     if not found:
         return found
