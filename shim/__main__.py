@@ -7,7 +7,7 @@ containerd-shim-shimd-v2 -v
 import os
 import sys
 
-from shim.parts import Params
+from shim.params import DEFAULT_SOCKET_DIR, Params, socket_path
 from shim.version import REVISION, VERSION
 
 TYPE_CHECKING = False
@@ -109,11 +109,11 @@ def run(action: str, flags: "dict[str, str]") -> int:
 
 
 def _start(params: Params, environment: "dict[str, str]") -> int:
-    from shim.start import DEFAULT_SOCKET_DIR, StartError, start
+    from shim.start import StartError, start
 
     stdin = b"" if os.isatty(0) else _read_stdin()
     try:
-        return start(params, environment.get("SHIMD_SOCKET_DIR", DEFAULT_SOCKET_DIR), stdin, _serve)
+        start(params, environment.get("SHIMD_SOCKET_DIR", DEFAULT_SOCKET_DIR), stdin, _serve)
     except (StartError, OSError) as error:
         _say(str(error))
         return 1
@@ -135,7 +135,6 @@ def _serve(listener_fd: int, params: Params) -> int:
 def _delete(params: Params, environment: "dict[str, str]") -> int:
     """Nothing but the answer may get to stdout: the daemon parses all of it."""
     from shim.delete import delete
-    from shim.start import DEFAULT_SOCKET_DIR, socket_path
 
     directory = environment.get("SHIMD_SOCKET_DIR", DEFAULT_SOCKET_DIR)
     params.socket_path = params.socket_path or socket_path(directory, params.address, params.namespace, params.id)

@@ -16,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from shim.parts import Params
+    from shim.params import Params
 
 # containerd gives us 5 s for everything.
 RUNC_S = 3.0

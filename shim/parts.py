@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from shim.exits import Exit, ExitStore
     from shim.journal import Journal
     from shim.loop import Loop, Timer
+    from shim.params import Params
     from shim.process import Process
     from shim.reaper import Reaper
     from shim.shimlog import ShimLog
@@ -23,33 +24,6 @@ if TYPE_CHECKING:
 
 
 JOURNAL_RETRY_S = 1.0
-
-
-class Params:
-    """How this shim was invoked. Read from argv and environment in __main__ only."""
-
-    __slots__ = ("address", "bundle", "debug", "environment", "id", "namespace", "publish_binary", "socket_path")
-
-    def __init__(
-        self,
-        *,
-        namespace: str,
-        id: str,  # noqa: A002 - containerd's own word for it
-        address: str = "",
-        bundle: str = "",
-        socket_path: str = "",
-        publish_binary: str = "",
-        debug: bool = False,
-        environment: "dict[str, str] | None" = None,
-    ) -> None:
-        self.namespace = namespace
-        self.id = id
-        self.address = address
-        self.bundle = bundle
-        self.socket_path = socket_path
-        self.publish_binary = publish_binary
-        self.debug = debug
-        self.environment = environment or {}
 
 
 class Parts:
@@ -62,7 +36,7 @@ class Parts:
 
     def __init__(
         self,
-        params: Params,
+        params: "Params",
         *,
         loop: "Loop",
         reaper: "Reaper",

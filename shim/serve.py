@@ -18,7 +18,8 @@ from shim.journal import Journal, JournalVersion
 from shim.lifecycle import DELETED, STOPPED
 from shim.loop import Loop
 from shim.oom import OomWatch
-from shim.parts import Params, Parts
+from shim.params import Params
+from shim.parts import Parts
 from shim.reaper import Reaper
 from shim.service import SERVICES, TaskService
 from shim.shimlog import ShimLog

@@ -9,13 +9,13 @@ import fcntl
 import os
 import socket
 
-from shim.parts import Params
+from shim.params import Params, socket_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import NoReturn
 
-DEFAULT_SOCKET_DIR = "/run/containerd/s"
 # sockaddr_un.sun_path holds 108 bytes (unix(7)); containerd's shim leaves room for two.
 SOCKET_PATH_MAX = 106
 BACKLOG = 128
@@ -27,24 +27,8 @@ class StartError(Exception):
     """Why there is no shim; printed as it is."""
 
 
-def socket_path(socket_dir: str, address: str, namespace: str, container_id: str) -> str:
-    """Where this shim listens: containerd's own formula, so that `ctr shim` finds it. Pure."""
-    return os.path.join(socket_dir, _sha256(os.path.normpath(f"{address}/{namespace}/{container_id}").encode()))
-
-
-def _sha256(data: bytes) -> str:
-    """hashlib would load OpenSSL: megabytes and milliseconds for every shim."""
-    for name in ("_sha256", "_sha2", "hashlib"):  # CPython up to 3.11, from 3.12, any Python
-        try:
-            module = __import__(name)
-        except ImportError:
-            continue
-        return str(module.sha256(data).hexdigest())
-    raise ImportError("this Python has no SHA-256")
-
-
-def start(params: Params, socket_dir: str, stdin: bytes, serve: "Callable[[int, Params], int]") -> int:
-    """Start the shim of one container; answers in the parent with the exit code, once the address works.
+def start(params: Params, socket_dir: str, stdin: bytes, serve: "Callable[[int, Params], int]") -> "NoReturn":
+    """Start the shim of one container: once the address works it is printed, and this process ends.
 
     ``serve`` is called in the child only, and imports the rest there. Raises: StartError.
     """
@@ -66,12 +50,12 @@ def start(params: Params, socket_dir: str, stdin: bytes, serve: "Callable[[int, 
         os.unlink(params.socket_path)
         raise StartError(f"cannot start the shim: {error}") from None
     os.write(1, address.encode())
-    return 0
+    os._exit(0)  # nothing of this interpreter needs taking down, and the daemon is waiting
 
 
 def _become_shim(
     listener: socket.socket, bundle_fd: int, params: Params, score: int, serve: "Callable[[int, Params], int]"
-) -> None:
+) -> "NoReturn":
     """The child, which never returns: a session of its own, nothing of the parent's fds, then the serving loop."""
     code = 1
     try:
