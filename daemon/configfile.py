@@ -45,6 +45,19 @@ def parse(text: str, name: str = "config") -> Config:
     return made
 
 
+def checked(config: Config) -> Config:
+    """The same configuration, if its directories may be used: for values that came from a command line.
+
+    Raises: ConfigError.
+    """
+    for name in ("root_dir", "state_dir"):
+        value = getattr(config, name)
+        complaint = Config.__dataclass_fields__[name].metadata["check"](value)
+        if complaint is not None:
+            raise ConfigError(f"{name}: {complaint}, not {value!r}")
+    return config
+
+
 class _Reader:
     """Turns tables into dataclasses, with the text at hand to name lines."""
 

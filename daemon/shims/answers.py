@@ -33,7 +33,7 @@ def process_of_state(container_id: str, exec_id: str, state: "StateResponse") ->
         container_id=container_id,
         id=exec_id or container_id,
         pid=state.pid,
-        status=state.status,
+        status=state.status,  # type: ignore[arg-type]  # two enums, one meaning, the same numbers
         stdin=state.stdin,
         stdout=state.stdout,
         stderr=state.stderr,

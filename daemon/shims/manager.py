@@ -15,8 +15,8 @@ from daemon.shims import birth, ending, ingest, launch
 from daemon.shims.answers import delete_response
 from daemon.shims.client import earlier
 from daemon.shims.handle import Handle, Health
-from daemon.shims.restarter import Restarter
 from daemon.shims.registry import Registry
+from daemon.shims.restarter import Restarter
 from daemon.shims.undo import UndoStack
 from daemon.store import containers, tasks
 from daemon.store import events as journal

@@ -105,8 +105,11 @@ class Registry:
 
     def stored_exit(self, handle: Handle, exec_id: str = "") -> StoredExit | None:
         """The exit of one process of this task, if it is in the store."""
-        row = handle.row
-        return self.database.read(lambda c: journal.last_exit(c, row.ns, row.id, row.incarnation, exec_id))
+        return self.exit_of(handle, handle.row.incarnation, exec_id)
+
+    def exit_of(self, handle: Handle, incarnation: str, exec_id: str = "") -> StoredExit | None:
+        """The same of an earlier task of the same container, such as one its policy has restarted since."""
+        return self.database.read(lambda c: journal.last_exit(c, handle.ns, handle.id, incarnation, exec_id))
 
     def forget(self, handle: Handle) -> None:
         """Drop a deleted task."""

@@ -1,0 +1,138 @@
+"""`shimd`: the command line of the daemon, and the only reader of its arguments."""
+
+import argparse
+import dataclasses
+import os
+import sys
+from collections.abc import Sequence
+
+from daemon import configfile, faults, log, unit
+from daemon.config import DEFAULT_PATH, Config
+from daemon.configfile import ConfigError
+from daemon.version import VERSION
+
+EXIT_USAGE = 2
+EXIT_FAILED = 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        code: int = arguments.command(arguments)
+    except ConfigError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        return 130
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    options.add_argument("--config", metavar="FILE", help=f"configuration (default: {DEFAULT_PATH} if it is there)")
+    options.add_argument("--root", metavar="DIR", help="what survives a reboot: store, logs (default: /var/lib/shimd)")
+    options.add_argument("--state", metavar="DIR", help="sockets and bundles (default: /run/shimd)")
+    options.add_argument("--address", metavar="SOCKET", help="where clients connect (default: STATE/shimd.sock.ttrpc)")
+    options.add_argument("--log-level", choices=log.LEVELS, help="default: info")
+    options.add_argument("--log-format", choices=("text", "json"), help="default: text")
+    parser = argparse.ArgumentParser(
+        prog="shimd",
+        parents=[options],
+        description="The container supervisor. It keeps records and arranges; each container runs under a shim of its\n"
+        "own. Stopping, killing or upgrading shimd leaves containers, their output and their exits alone.",
+        epilog="Signals: SIGTERM and SIGINT stop the daemon only.\n"
+        "Talk to it with shimctl. `shimd config default` explains every setting.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(command=_run)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    run = commands.add_parser("run", parents=[options], help="run the daemon (what happens without a command, too)")
+    run.set_defaults(command=_run)
+    version = commands.add_parser("version", help="print the version")
+    version.set_defaults(command=_version)
+    config = commands.add_parser("config", help="print the default configuration, check one, print a systemd unit")
+    actions = config.add_subparsers(title="actions", metavar="ACTION", required=True)
+    default = actions.add_parser("default", help="print the commented default configuration")
+    default.set_defaults(command=_config_default)
+    check = actions.add_parser("check", help="read a configuration as the daemon would and say what is wrong with it")
+    check.add_argument("file", metavar="FILE")
+    check.set_defaults(command=_config_check)
+    systemd = actions.add_parser("unit", parents=[options], help="print a systemd unit for this installation")
+    systemd.set_defaults(command=_config_unit)
+    return parser
+
+
+def _version(_arguments: argparse.Namespace) -> int:
+    _say(f"shimd {VERSION}")
+    return 0
+
+
+def _config_default(_arguments: argparse.Namespace) -> int:
+    _say(configfile.default_text(), end="")
+    return 0
+
+
+def _config_check(arguments: argparse.Namespace) -> int:
+    configfile.load(arguments.file)
+    _say(f"{arguments.file}: ok")
+    return 0
+
+
+def _config_unit(arguments: argparse.Namespace) -> int:
+    _say(unit.unit_text(os.path.abspath(sys.argv[0]), getattr(arguments, "config", DEFAULT_PATH)), end="")
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    config = _configured(arguments)
+    log.set_up(config.log.level, config.log.format)
+    try:
+        faults.arm(os.environ)
+    except faults.UnknownFault as error:
+        return _fail(str(error))
+    # Late: `shimd config` and `shimd version` need none of it.
+    from daemon import app
+    from daemon.lock import AlreadyRunning
+    from daemon.server import SocketTaken
+    from daemon.store.schema import NewerSchema
+    from ttrpc.errors import StatusError
+
+    try:
+        app.run(config, os.environ)
+    except (AlreadyRunning, SocketTaken, NewerSchema, StatusError) as error:
+        return _fail(str(error))
+    except OSError as error:
+        return _fail(f"{error.filename or 'start'}: {error.strerror or error}")
+    return 0
+
+
+def _configured(arguments: argparse.Namespace) -> Config:
+    """The file's values, with what the command line says instead."""
+    given = vars(arguments)
+    path = given.get("config", DEFAULT_PATH)
+    config = configfile.load(path, may_be_missing="config" not in given)
+    if "root" in given:
+        config = dataclasses.replace(config, root_dir=os.path.abspath(given["root"]))
+    if "state" in given:
+        config = dataclasses.replace(config, state_dir=os.path.abspath(given["state"]))
+    if "address" in given:
+        path = os.path.abspath(given["address"].removeprefix("unix://"))
+        config = dataclasses.replace(config, socket=dataclasses.replace(config.socket, path=path))
+    if "log_level" in given:
+        config = dataclasses.replace(config, log=dataclasses.replace(config.log, level=given["log_level"]))
+    if "log_format" in given:
+        config = dataclasses.replace(config, log=dataclasses.replace(config.log, format=given["log_format"]))
+    return configfile.checked(config)
+
+
+def _say(text: str, end: str = "\n") -> None:
+    sys.stdout.write(text + end)
+
+
+def _fail(message: str) -> int:
+    sys.stderr.write(f"shimd: {message}\n")
+    return EXIT_FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,236 @@
+"""containerd.services.tasks.v1: names and records here, the state of things in the shims."""
+
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+from daemon import faults
+from daemon.errors import invalid_argument, not_found, unimplemented
+from daemon.identifiers import require_identifier
+from daemon.services import fleet
+from daemon.services.call import Call, deadline_of, namespace_of
+from daemon.services.containers import require_container
+from daemon.shims import answers
+from daemon.shims.client import earlier
+from daemon.shims.handle import Handle, Health
+from daemon.shims.manager import Manager
+from daemon.store.records import CREATING, STOPPED
+from ttrpc.api import runc, task, tasks, wkt
+from ttrpc.errors import StatusError
+from ttrpc.status import Code
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+    from ttrpc.api import tasks as api
+    from ttrpc.api.process import Process
+
+log = logging.getLogger(__name__)
+
+
+class Tasks:
+    """Handlers of containerd.services.tasks.v1.Tasks. What they forward keeps the client's deadline."""
+
+    def __init__(self, manager: Manager) -> None:
+        self._manager = manager
+        self._timeouts = manager.config.timeouts
+
+    async def _find(self, request: Any, call: Call) -> Handle:
+        """The task a request is about. Raises: NotFound, also for a container that is not there."""
+        ns = namespace_of(call)
+        require_identifier(request.container_id, "container id")
+        if self._manager.known(ns, request.container_id) is None:
+            require_container(self._manager.database, ns, request.container_id)
+        return await self._manager.find(ns, request.container_id, deadline_of(call))
+
+    async def _forward(self, handle: Handle, call: Call, method: str, request: "Message", timeout_s: float) -> Any:
+        """One call to the task's shim, within our limit and the client's."""
+        deadline = deadline_of(call)
+        client = await handle.connected(earlier(self._timeouts.connect_s, deadline))
+        return await client.task(method, request, earlier(timeout_s, deadline))
+
+    # --- life
+
+    async def Create(self, request: "api.CreateTaskRequest", call: Call) -> "api.CreateTaskResponse":  # noqa: N802
+        ns = namespace_of(call)
+        container = require_container(self._manager.database, ns, request.container_id)
+        if request.HasField("checkpoint"):
+            raise unimplemented("restoring a checkpoint needs the content store, which this release lacks")
+        handle = await self._manager.create(ns, container, request, deadline_of(call))
+        return tasks.CreateTaskResponse(container_id=handle.id, pid=handle.row.pid)
+
+    async def Start(self, request: "api.StartRequest", call: Call) -> "api.StartResponse":  # noqa: N802
+        handle = await self._find(request, call)
+        pid = await self._manager.start(handle, request.exec_id, deadline_of(call))
+        return tasks.StartResponse(pid=pid)
+
+    async def Delete(self, request: "api.DeleteTaskRequest", call: Call) -> "api.DeleteResponse":  # noqa: N802
+        handle = await self._find(request, call)
+        answer = await self._manager.delete(handle)
+        return tasks.DeleteResponse(
+            id=handle.id, pid=answer.pid, exit_status=answer.exit_status, exited_at=answer.exited_at
+        )
+
+    async def DeleteProcess(self, request: "api.DeleteProcessRequest", call: Call) -> "api.DeleteResponse":  # noqa: N802
+        if not request.exec_id:
+            raise invalid_argument("exec id must not be empty: Delete is for the task itself")
+        handle = await self._find(request, call)
+        asked = task.DeleteRequest(id=handle.id, exec_id=request.exec_id)
+        answer = await self._forward(handle, call, "Delete", asked, self._timeouts.delete_s)
+        return tasks.DeleteResponse(
+            id=request.exec_id, pid=answer.pid, exit_status=answer.exit_status, exited_at=answer.exited_at
+        )
+
+    async def Exec(self, request: "api.ExecProcessRequest", call: Call) -> "Message":  # noqa: N802
+        require_identifier(request.exec_id, "exec id")
+        handle = await self._find(request, call)
+        asked = task.ExecProcessRequest(
+            id=handle.id,
+            exec_id=request.exec_id,
+            terminal=request.terminal,
+            stdin=request.stdin,
+            stdout=request.stdout,
+            stderr=request.stderr,
+        )
+        asked.spec.CopyFrom(request.spec)
+        faults.point("exec.before_call")
+        await self._forward(handle, call, "Exec", asked, self._timeouts.call_s)
+        faults.point("exec.called")
+        return wkt.Empty()
+
+    # --- looking
+
+    async def Get(self, request: "api.GetRequest", call: Call) -> "api.GetResponse":  # noqa: N802
+        """The shim's word; of a task that is over and whose shim is gone, the store's."""
+        handle = await self._find(request, call)
+        if request.exec_id:
+            return tasks.GetResponse(process=await self._get_exec(handle, request.exec_id, call))
+        return tasks.GetResponse(process=await self._get_init(handle, call))
+
+    async def _get_init(self, handle: Handle, call: Call) -> "Process":
+        stored = self._manager.stored_exit(handle)
+        if handle.client is None and (handle.row.state == STOPPED or stored is not None):
+            return fleet.from_records(self._manager, handle)
+        try:
+            return await fleet.ask_state(handle, "", earlier(self._timeouts.state_s, deadline_of(call)))
+        except StatusError as error:
+            if error.code == Code.NOT_FOUND:  # the shim has no container yet, or no longer
+                if stored is not None:
+                    return fleet.from_records(self._manager, handle)
+                raise not_found(f"task {handle.id} not found") from None
+            raise
+
+    async def _get_exec(self, handle: Handle, exec_id: str, call: Call) -> "Process":
+        stored = answers.record_of(self._manager.stored_exit(handle, exec_id))
+        if handle.client is None and stored is not None:
+            return answers.exec_of_record(handle.id, stored)
+        return await fleet.ask_state(handle, exec_id, earlier(self._timeouts.state_s, deadline_of(call)))
+
+    async def List(self, request: "api.ListTasksRequest", call: Call) -> "api.ListTasksResponse":  # noqa: N802
+        """All at once, two seconds each; a shim that does not answer is reported as last known."""
+        found = await fleet.list_tasks(self._manager, namespace_of(call), request.filter, deadline_of(call))
+        return tasks.ListTasksResponse(tasks=found)
+
+    async def Metrics(self, request: "api.MetricsRequest", call: Call) -> "api.MetricsResponse":  # noqa: N802
+        found = await fleet.metrics(self._manager, namespace_of(call), list(request.filters), deadline_of(call))
+        return tasks.MetricsResponse(metrics=found)
+
+    async def ListPids(self, request: "api.ListPidsRequest", call: Call) -> "api.ListPidsResponse":  # noqa: N802
+        handle = await self._find(request, call)
+        answer = await self._forward(handle, call, "Pids", task.PidsRequest(id=handle.id), self._timeouts.call_s)
+        made = tasks.ListPidsResponse()
+        for one in answer.processes:
+            process = made.processes.add(pid=one.pid)
+            if one.HasField("info"):
+                process.info.CopyFrom(one.info)
+        return made
+
+    async def Wait(self, request: "api.WaitRequest", call: Call) -> "api.WaitResponse":  # noqa: N802
+        """The exit, once it is stored: an answer given is never forgotten, whatever dies afterwards.
+
+        Lasts as long as the process; survives the shim, whose successor or records tell the end.
+        """
+        handle = await self._find(request, call)
+        await handle.wait_until(lambda: handle.is_deleted or handle.row.state != CREATING)
+        handle.require_present()
+        incarnation = handle.row.incarnation
+        if self._manager.stored_exit(handle, request.exec_id) is None and handle.health is Health.SERVING:
+            # Also the way to learn that there is no such exec; an exec added but not started is waited for.
+            await fleet.ask_state(handle, request.exec_id, earlier(self._timeouts.state_s, deadline_of(call)))
+        await handle.wait_until(
+            lambda: (
+                self._manager.stored_exit(handle, request.exec_id) is not None
+                or handle.is_deleted
+                or handle.row.incarnation != incarnation
+                or (bool(request.exec_id) and handle.health is Health.GONE)
+            )
+        )
+        record = answers.record_of(self._manager.exit_of(handle, incarnation, request.exec_id))
+        if record is None:
+            raise not_found(f"task {handle.id}: {request.exec_id or 'it'} is gone and left no exit status")
+        return answers.wait_response(record)
+
+    # --- acting
+
+    async def Kill(self, request: "api.KillRequest", call: Call) -> "Message":  # noqa: N802
+        handle = await self._find(request, call)
+        if handle.health is Health.GONE and handle.row.state == STOPPED:
+            raise not_found(f"task {handle.id}: process already finished")
+        asked = task.KillRequest(id=handle.id, exec_id=request.exec_id, signal=request.signal, all=request.all)
+        await self._forward(handle, call, "Kill", asked, self._timeouts.call_s)
+        return wkt.Empty()
+
+    async def ResizePty(self, request: "api.ResizePtyRequest", call: Call) -> "Message":  # noqa: N802
+        handle = await self._find(request, call)
+        asked = task.ResizePtyRequest(id=handle.id, exec_id=request.exec_id, width=request.width, height=request.height)
+        await self._forward(handle, call, "ResizePty", asked, self._timeouts.call_s)
+        return wkt.Empty()
+
+    async def CloseIO(self, request: "api.CloseIORequest", call: Call) -> "Message":  # noqa: N802
+        handle = await self._find(request, call)
+        asked = task.CloseIORequest(id=handle.id, exec_id=request.exec_id, stdin=request.stdin)
+        await self._forward(handle, call, "CloseIO", asked, self._timeouts.call_s)
+        return wkt.Empty()
+
+    async def Pause(self, request: "api.PauseTaskRequest", call: Call) -> "Message":  # noqa: N802
+        handle = await self._find(request, call)
+        await self._forward(handle, call, "Pause", task.PauseRequest(id=handle.id), self._timeouts.call_s)
+        return wkt.Empty()
+
+    async def Resume(self, request: "api.ResumeTaskRequest", call: Call) -> "Message":  # noqa: N802
+        handle = await self._find(request, call)
+        await self._forward(handle, call, "Resume", task.ResumeRequest(id=handle.id), self._timeouts.call_s)
+        return wkt.Empty()
+
+    async def Update(self, request: "api.UpdateTaskRequest", call: Call) -> "Message":  # noqa: N802
+        handle = await self._find(request, call)
+        asked = task.UpdateTaskRequest(id=handle.id, annotations=dict(request.annotations))
+        asked.resources.CopyFrom(request.resources)
+        await self._forward(handle, call, "Update", asked, self._timeouts.call_s)
+        return wkt.Empty()
+
+    async def Checkpoint(  # noqa: N802
+        self, request: "api.CheckpointTaskRequest", call: Call
+    ) -> "api.CheckpointTaskResponse":
+        """Into a directory of the client's choice; criu does it, and its words are the error's."""
+        handle = await self._find(request, call)
+        path = _checkpoint_path(request)
+        os.makedirs(path, mode=0o700, exist_ok=True)
+        asked = task.CheckpointTaskRequest(id=handle.id, path=path)
+        asked.options.CopyFrom(request.options)
+        await self._forward(handle, call, "Checkpoint", asked, self._timeouts.checkpoint_s)
+        return tasks.CheckpointTaskResponse()
+
+
+def _checkpoint_path(request: "api.CheckpointTaskRequest") -> str:
+    options = runc.CheckpointOptions()
+    if request.options.type_url.rpartition("/")[2] == "containerd.runc.v1.CheckpointOptions":
+        options.MergeFromString(request.options.value)
+    if not options.image_path:
+        raise unimplemented(
+            "a checkpoint without image_path goes into the content store, which this release lacks: "
+            "name a directory in the options' image_path"
+        )
+    if not os.path.isabs(options.image_path):
+        raise invalid_argument(f"checkpoint image_path {options.image_path!r} must be absolute")
+    return str(options.image_path)
