@@ -306,6 +306,9 @@ def _linux(options: SpecOptions, capabilities: "Collection[str]") -> "Spec":
         "namespaces": _namespaces(options.net),
         "resources": _resources(options),
     }
+    propagation = spec_mounts.rootfs_propagation(options.mounts)
+    if propagation is not None:
+        linux["rootfsPropagation"] = propagation
     if options.devices:
         linux["devices"] = [dict(each) for each in options.devices]
     if not options.privileged:

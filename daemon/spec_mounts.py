@@ -6,7 +6,7 @@ from daemon.spec_parse import SpecError, did_you_mean, parse_memory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from typing import Any
 
     Mount = dict[str, Any]
@@ -56,6 +56,17 @@ def merge(defaults: "Iterable[Mount]", own: "Iterable[Mount]") -> "list[Mount]":
         chosen[where] = each
     merged = [chosen.pop(each["destination"], each) for each in defaults]
     return merged + sorted(chosen.values(), key=lambda each: posixpath.normpath(each["destination"]).count("/"))
+
+
+def rootfs_propagation(own: "Iterable[Mapping[str, Any]]") -> "str | None":
+    """What the root mount must be so that the mounts' own propagation can work; None: the runtime's default will do.
+
+    A mount can only be shared or slave when the tree it is copied from was not made private on the way.
+    """
+    options = {option for each in own for option in each.get("options") or ()}
+    if options & {"shared", "rshared"}:
+        return "rshared"
+    return "rslave" if options & {"slave", "rslave"} else None
 
 
 def _mount(destination: str, kind: str, source: str, *options: str) -> "Mount":

@@ -4,110 +4,18 @@ import json
 import os
 import pty
 import select
-import shutil
 import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from daemon import hostfacts, rootfs, spec
-from daemon.spec import ExecOptions, SpecOptions
+from daemon.spec import ExecOptions
 from tests.support import leaks
-
-RUN_DEADLINE_S = 30
-APPLETS = "sh id cat mount unshare hostname env pwd touch ls grep tty stty sleep readlink"
+from tests.support.specbox import RUN_DEADLINE_S, Machine, status_field
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
-
-
-def make_rootfs(path: str) -> None:
-    """The smallest root filesystem with a shell and a few users."""
-    for name in ("bin", "etc", "tmp", "srv"):
-        os.makedirs(f"{path}/{name}")
-    shutil.copy(shutil.which("busybox") or "", f"{path}/bin/busybox")
-    for applet in APPLETS.split():
-        os.symlink("busybox", f"{path}/bin/{applet}")
-    with open(f"{path}/etc/passwd", "w", encoding="ascii") as file:
-        file.write("root:x:0:0::/root:/bin/sh\nweb:x:1000:1001::/srv:/bin/sh\n")
-    with open(f"{path}/etc/group", "w", encoding="ascii") as file:
-        file.write("root:x:0:\nweb:x:1001:\nvideo:x:44:web\n")
-
-
-class Machine:
-    """Owns a folder with one root filesystem, runc's state and bundles; `close` leaves nothing of them."""
-
-    def __init__(self) -> None:
-        self.folder = tempfile.mkdtemp(prefix="spec")
-        self.rootfs = f"{self.folder}/rootfs"
-        # Named after the run's folder, so that the leak check knows our cgroups.
-        self.namespace = f"{os.path.basename(os.environ['TMPDIR'])}-spec"
-        self.count = 0
-        make_rootfs(self.rootfs)
-
-    def runc(self, *arguments: str) -> list[str]:
-        return ["runc", "--root", f"{self.folder}/runc", *arguments]
-
-    def bundle(self, *args: str, **options: Any) -> str:
-        """A new bundle for this command; its path ends in the container's id."""
-        self.count += 1
-        container_id = f"c{self.count}"
-        path = f"{self.folder}/{container_id}"
-        os.mkdir(path)
-        built = spec.build(
-            SpecOptions(
-                **{
-                    "namespace": self.namespace,
-                    "container_id": container_id,
-                    "args": args,
-                    "rootfs": self.rootfs,
-                    "host_capabilities": hostfacts.capabilities(),
-                    "host_network_files": hostfacts.host_network_files(),
-                    **options,
-                }
-            )
-        )
-        assert spec.validate(built) == []
-        with open(f"{path}/config.json", "w", encoding="utf-8") as file:
-            json.dump(built, file)
-        return path
-
-    def run(self, script: str, **options: Any) -> subprocess.CompletedProcess[str]:
-        """Run a shell script in a container of these options, to its end."""
-        return self.run_bundle(self.bundle("/bin/sh", "-c", script, **options))
-
-    def run_bundle(self, path: str) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            self.runc("run", "--bundle", path, os.path.basename(path)),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=RUN_DEADLINE_S,
-        )
-        assert "runc run failed" not in done.stderr, done.stderr
-        return done
-
-    def run_detached(self, *arguments: str) -> None:
-        """A runc command whose container stays; its streams would stay open with it, so it gets none of ours."""
-        log = f"{self.folder}/log"
-        done = subprocess.run(
-            [*self.runc("--log", log), *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            timeout=RUN_DEADLINE_S,
-        )
-        assert done.returncode == 0, leaks.read(log)
-
-    def close(self) -> None:
-        for number in range(1, self.count + 1):
-            subprocess.run(self.runc("delete", "--force", f"c{number}"), capture_output=True, check=False)
-        for root in leaks.cgroup_roots():
-            if os.path.isdir(f"{root}/{self.namespace}"):
-                os.rmdir(f"{root}/{self.namespace}")
-        shutil.rmtree(self.folder)
 
 
 @pytest.fixture
@@ -120,11 +28,6 @@ def machine() -> Iterator[Machine]:
 @pytest.fixture
 def run(machine: Machine) -> Run:
     return machine.run
-
-
-def status_field(text: str, name: str) -> str:
-    """A field of /proc/self/status as the container printed it."""
-    return next(line.split()[1] for line in text.splitlines() if line.startswith(f"{name}:"))
 
 
 def mask_of(names: list[str]) -> int:
@@ -151,6 +54,16 @@ def test_capabilities(run: Run) -> None:
         assert int(status_field(changed, field), 16) == mask_of(["CAP_SYS_TIME"])
     assert status_field(plain, "CapInh") == "0" * 16
     assert status_field(plain, "NoNewPrivs") == "1"
+
+
+def test_new_privileges_may_be_allowed(machine: Machine) -> None:
+    """Then runc puts the filter in place before it drops to the user, and must not trip over it."""
+    user = spec.parse_user("web", *rootfs.passwd_and_group(machine.rootfs))
+
+    done = machine.run("cat /proc/self/status; id -u", user=user, no_new_privileges=False)
+
+    assert (status_field(done.stdout, "NoNewPrivs"), status_field(done.stdout, "Seccomp")) == ("0", "2")
+    assert done.stdout.splitlines()[-1] == "1000"
 
 
 def test_environment_directory_hostname_and_arguments(machine: Machine) -> None:
@@ -356,75 +269,25 @@ def test_exec_as_somebody_else(machine: Machine) -> None:
     assert status_field(done.stdout, "Seccomp") == "2"
 
 
-# --- the system-call filter -------------------------------------------------------------------------------------------
+def test_a_mount_made_on_the_host_later_shows_in_a_slave(machine: Machine) -> None:
+    """With rslave it does, with the default (rprivate) it does not."""
+    host = f"{machine.folder}/host"
+    os.mkdir(host)
+    subprocess.run(["mount", "--bind", host, host], check=True)
+    try:
+        subprocess.run(["mount", "--make-shared", host], check=True)
+        mounts = [spec.parse_mount(f"{host}:/srv/slave:rslave"), spec.parse_mount(f"{host}:/srv/own")]
+        path = machine.bundle("/bin/sleep", "60", mounts=mounts)
+        name = os.path.basename(path)
+        machine.run_detached("run", "--detach", "--bundle", path, name)
 
-# Calls that need no capability to be refused or let through by the kernel itself: (name, number on x86_64, arguments).
-PROBES = {
-    "io_uring_setup": (425, 0, 0),
-    "add_key": (248, 0, 0, 0, 0, 0),
-    "clone3": (435, 0, 0),
-    "unshare NEWUSER": (272, 0x10000000),
-    "socket VSOCK": (41, 40, 1, 0),
-    "socket VSOCK, high bits set": (41, 40 | 1 << 40, 1, 0),
-    "socket UNIX": (41, 1, 1, 0),
-    "getpid": (39,),
-}
-PROBE_SCRIPT = """
-import ctypes, json, sys
-libc = ctypes.CDLL(None, use_errno=True)
-out = {}
-for name, call in json.loads(sys.argv[1]).items():
-    ctypes.set_errno(0)
-    result = libc.syscall(*[ctypes.c_long(each) for each in call])
-    out[name] = ctypes.get_errno() if result == -1 else 0
-print(json.dumps(out))
-"""
+        os.mkdir(f"{host}/later")
+        subprocess.run(["mount", "-t", "tmpfs", "later", f"{host}/later"], check=True)
+        table = subprocess.run(
+            machine.runc("exec", name, "/bin/cat", "/proc/mounts"), capture_output=True, text=True, check=True
+        )
 
-
-def probe(machine: Machine, **options: Any) -> dict[str, int]:
-    """Each probe's errno (0: it went through), called by this very Python inside a container."""
-    needed = {
-        os.path.realpath(path) for path in (sys.base_prefix, "/lib", "/lib64", "/usr/lib") if os.path.exists(path)
-    }
-    mounts = [spec.parse_mount(f"{path}:{path}:ro") for path in sorted(needed)]
-    links = {path for path in ("/lib", "/lib64") if os.path.islink(path)}
-    for path in links:
-        os.symlink(os.readlink(path), f"{machine.rootfs}{path}")
-    python = os.path.realpath(sys.executable)
-    bundle = machine.bundle(python, "-I", "-S", "-c", PROBE_SCRIPT, json.dumps(PROBES), mounts=mounts, **options)
-    done = machine.run_bundle(bundle)
-    for path in links:
-        os.unlink(f"{machine.rootfs}{path}")
-    assert done.returncode == 0, done.stderr
-    errnos: dict[str, int] = json.loads(done.stdout)
-    return errnos
-
-
-@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the probes are x86_64's numbers")
-def test_the_filter_refuses_what_the_kernel_would_allow(machine: Machine) -> None:
-    confined = probe(machine)
-    unconfined = probe(machine, seccomp="unconfined")
-
-    eperm, enosys = 1, 38
-    assert confined == {
-        "io_uring_setup": eperm,
-        "add_key": eperm,
-        "clone3": enosys,
-        "unshare NEWUSER": eperm,
-        "socket VSOCK": eperm,
-        "socket VSOCK, high bits set": eperm,
-        "socket UNIX": 0,
-        "getpid": 0,
-    }
-    for name in ("add_key", "unshare NEWUSER", "socket VSOCK"):
-        assert unconfined[name] != eperm, name
-    assert unconfined["clone3"] != enosys
-
-
-def test_root_may_mount_and_unshare_only_with_the_capability(run: Run) -> None:
-    """SYS_ADMIN opens them; without it both the kernel and the filter say no."""
-    script = "unshare -m true && echo unshared; mount -t tmpfs x /tmp && echo mounted; grep Seccomp: /proc/self/status"
-
-    assert run(script).stdout.split() == ["Seccomp:", "2"]
-    assert run(script, cap_add=["SYS_ADMIN"]).stdout.split() == ["unshared", "mounted", "Seccomp:", "2"]
-    assert run(script, seccomp="unconfined").stdout.split() == ["Seccomp:", "0"]
+        assert "later /srv/slave/later" in table.stdout
+        assert "/srv/own/later" not in table.stdout
+    finally:
+        subprocess.run(["umount", "-R", host], check=True)

@@ -143,6 +143,21 @@ def test_a_network_namespace_by_path() -> None:
     assert "/etc/hosts" not in [each["destination"] for each in made["mounts"]]
 
 
+@pytest.mark.parametrize(
+    ("mounts", "expected"),
+    [
+        ([], None),
+        (["/a:/b"], None),
+        (["/a:/b:rslave", "/c:/d"], "rslave"),
+        (["/a:/b:rslave", "/c:/d:rshared"], "rshared"),
+    ],
+)
+def test_the_root_propagates_as_far_as_its_mounts_need(mounts: list[str], expected: str | None) -> None:
+    made = build(mounts=[spec.parse_mount(each) for each in mounts])
+
+    assert made["linux"].get("rootfsPropagation") == expected
+
+
 def test_the_stop_signal_travels_as_the_image_specs_annotation() -> None:
     assert build(stop_signal="QUIT", annotations={"a": "b"})["annotations"] == {
         "org.opencontainers.image.stopSignal": "QUIT",
