@@ -51,7 +51,7 @@ def _run(words: "list[str]") -> int:
         return _no_such_command(name, early)
     command = entry.load()
     failed = 125 if command.passes_code else 1
-    parser = command_parser(name, command)
+    parser = command_parser(name, command, is_read=bool({"-h", "--help"} & set(arguments)))
     try:
         args = parser.parse_args(arguments, early)
         args.command = name
@@ -144,16 +144,24 @@ def _global_options(words: "list[str]") -> "tuple[argparse.Namespace, list[str]]
     return early, rest
 
 
-def command_parser(name: str, command: "Command") -> "argparse.ArgumentParser":
-    """Second stage: the parser of one command, and of no other."""
+def command_parser(name: str, command: "Command", *, is_read: bool = False) -> "argparse.ArgumentParser":
+    """Second stage: the parser of one command, and of no other. ``is_read``: somebody will read its help."""
     import argparse
+
+    width = _width() if is_read else 80
+
+    class Formatter(argparse.RawDescriptionHelpFormatter):
+        """With the width given, argparse need not look for it: that costs an import for every option added."""
+
+        def __init__(self, prog: str) -> None:
+            super().__init__(prog, width=width, max_help_position=28)
 
     parser = argparse.ArgumentParser(
         prog=f"shimctl {name}",
         usage=command.usage,
-        description=_reflow(command.description),
+        description=_filled(command.description, width) if is_read else command.description,
         epilog="examples:\n" + command.examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Formatter,
         allow_abbrev=False,
     )
     command.options(parser)
@@ -161,12 +169,16 @@ def command_parser(name: str, command: "Command") -> "argparse.ArgumentParser":
     return parser
 
 
-def _reflow(text: str) -> str:
-    """Paragraphs filled to the terminal's width; indented lines stay as they are."""
+def _width() -> int:
     import shutil
+
+    return max(40, min(120, shutil.get_terminal_size().columns) - 2)
+
+
+def _filled(text: str, width: int) -> str:
+    """Paragraphs filled to the width; indented lines stay as they are."""
     import textwrap
 
-    width = max(40, min(120, shutil.get_terminal_size().columns) - 2)
     parts = text.strip("\n").split("\n\n")
     return "\n\n".join(part if part.startswith(" ") else textwrap.fill(part, width) for part in parts)
 
