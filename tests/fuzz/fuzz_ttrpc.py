@@ -5,6 +5,7 @@ with the committed one and leaves it as it is. A crash is written to the current
 """
 
 import os
+import subprocess
 import sys
 import tempfile
 
@@ -17,12 +18,13 @@ CORPUS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "corpus", "ttr
 
 
 def main() -> None:
-    """Run until libFuzzer's arguments say stop."""
-    arguments = list(sys.argv)
-    if not any(os.path.isdir(argument) for argument in arguments[1:]):
-        # libFuzzer adds what it finds to the first folder and only reads the others.
-        arguments += [tempfile.mkdtemp(prefix="fuzz-ttrpc-"), CORPUS]
-    atheris.Setup(arguments, ttrpc_target.run)
+    """Run until libFuzzer's arguments say stop; it ends the process itself, so the scratch folder is a parent's."""
+    if not any(os.path.isdir(argument) for argument in sys.argv[1:]):
+        with tempfile.TemporaryDirectory(prefix="fuzz-ttrpc-") as scratch:
+            # libFuzzer adds what it finds to the first folder and only reads the others.
+            command = [sys.executable, "-m", "tests.fuzz.fuzz_ttrpc", *sys.argv[1:], scratch, CORPUS]
+            sys.exit(subprocess.run(command, check=False).returncode)
+    atheris.Setup(sys.argv, ttrpc_target.run)
     atheris.Fuzz()
 
 
