@@ -27,6 +27,7 @@ __getattr__ = module_getattr("{package}", __name__)
 
 
 def run_protoc(names: list[str], *options: str) -> None:
+    """Compile these files of ours. Raises: SystemExit, protoc having said why."""
     include = os.path.join(os.path.dirname(protoc.__file__), "_proto")
     arguments = ["protoc", f"-I{HERE}", f"-I{include}", *options, *[f"{name}.proto" for name in names]]
     if protoc.main(arguments) != 0:
@@ -73,6 +74,7 @@ def outputs() -> dict[str, bytes]:
 
 
 def main() -> int:
+    """Write what is stale, or with --check only name it; the exit code."""
     check = sys.argv[1:] == ["--check"]
     if sys.argv[1:] and not check:
         print("usage: python -m ttrpc.api.generate [--check]", file=sys.stderr)
