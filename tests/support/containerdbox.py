@@ -1,4 +1,4 @@
-"""A real containerd in a box: its own socket, root and state in one folder, killed and restarted at will, gone without a trace.
+"""A real containerd in a box: its own socket, root and state in one folder, killed at will, gone without a trace.
 
 The box's containerd resolves runtime names with our shim's folder first in its PATH, so `io.containerd.shimd.v2` is our
 `containerd-shim-shimd-v2` and `io.containerd.runc.v2` Debian's. Containers run in a namespace of the box's own, because
@@ -32,7 +32,7 @@ RUNC_ROOT = "/run/containerd/runc"
 SOCKET_ROOT = "/run/containerd/s"
 NEEDED = ("containerd", "ctr", "containerd-shim-runc-v2", "runc", "busybox")
 
-# The cri plugin wants networks, opt makes /opt/containerd, restart would start what we stopped, the snapshotters are unused.
+# cri wants networks, opt makes /opt/containerd, restart would start what we stopped, the snapshotters are unused.
 CONFIG = """\
 version = 2
 root = "{folder}/root"
@@ -102,7 +102,6 @@ class Leftovers:
     sockets: list[str] = field(default_factory=list)
     bundles: list[str] = field(default_factory=list)
     runc: list[str] = field(default_factory=list)
-    fifos: list[str] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         return any(vars(self).values())
@@ -138,7 +137,7 @@ class ContainerdBox:
         if not os.path.exists(self.rootfs):
             make_rootfs(self.rootfs)
 
-    # --- the daemon ---------------------------------------------------------------------------------------------------
+    # --- the daemon ----------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Start the daemon. Blocks: until it serves."""
@@ -174,7 +173,7 @@ class ContainerdBox:
         with open(os.path.join(self.folder, "containerd.log"), encoding="utf-8", errors="replace") as file:
             return file.read()
 
-    # --- commands -----------------------------------------------------------------------------------------------------
+    # --- commands ------------------------------------------------------------------------------------------------
 
     def ctr_argv(self, *args: str) -> list[str]:
         return ["ctr", "--address", self.address, "--namespace", self.namespace, *args]
@@ -196,26 +195,18 @@ class ContainerdBox:
     def bundle_of(self, container: str) -> str:
         return os.path.join(self.bundles, container)
 
-    # --- what is there --------------------------------------------------------------------------------------------------
+    # --- what is there ---------------------------------------------------------------------------------------------
 
     def processes(self) -> dict[int, str]:
-        """The box's living processes but the daemon: shims and whatever they started outside of containers."""
+        """The box's living processes but our own children (the daemon, clients): shims and what they started."""
         found = {}
         for pid in leaks.pids():
-            if self.daemon is not None and pid == self.daemon.pid:
-                continue
-            if self._is_ours(pid):
-                with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, IndexError):
+                state, parent = leaks.read(f"/proc/{pid}/stat").rpartition(")")[2].split()[:2]
+                marks = leaks.read(f"/proc/{pid}/environ").split("\0")
+                if state != "Z" and int(parent) != os.getpid() and f"{BOX_MARK}={self.folder}" in marks:
                     found[pid] = leaks.read(f"/proc/{pid}/cmdline").replace("\0", " ").strip()
         return found
-
-    def _is_ours(self, pid: int) -> bool:
-        try:
-            if leaks.read(f"/proc/{pid}/stat").rpartition(")")[2].split()[0] == "Z":
-                return False
-            return f"{BOX_MARK}={self.folder}" in leaks.read(f"/proc/{pid}/environ").split("\0")
-        except (OSError, IndexError):
-            return False
 
     def cgroups(self) -> list[str]:
         """The cgroups of the box's containers, deepest first."""
@@ -235,17 +226,16 @@ class ContainerdBox:
     def leftovers(self) -> Leftovers:
         """What containers that were all deleted should not have left behind."""
         found = Leftovers()
-        found.processes = [text for pid, text in self.processes().items() if pid != os.getpid()]
+        found.processes = list(self.processes().values())
         found.processes += [f"container process {pid}" for pid in self.container_pids()]
         found.mounts = [path for path in leaks.mounts() if path.startswith(self.folder)]
         found.cgroups = [path for path in self.cgroups() if os.path.basename(path) != self.namespace]
         found.sockets = [path for path in map(self.socket_of, sorted(self.ids)) if os.path.exists(path)]
         found.bundles = sorted(listed(self.bundles))
         found.runc = sorted(listed(os.path.join(RUNC_ROOT, self.namespace)))
-        found.fifos = sorted(listed(self.fifo_dir))
         return found
 
-    # --- the end --------------------------------------------------------------------------------------------------------
+    # --- the end ---------------------------------------------------------------------------------------------------
 
     def stop(self) -> None:
         """End everything in the box and remove every trace of it. Idempotent."""

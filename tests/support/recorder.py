@@ -53,7 +53,8 @@ if answer["events"] and env.get("TTRPC_ADDRESS"):
     env["TTRPC_ADDRESS"] = answer["events"]
 pipes = [os.pipe() for _ in range(3)]
 os.write(pipes[0][1], given)
-moves = [(os.POSIX_SPAWN_DUP2, pipes[0][0], 0), (os.POSIX_SPAWN_DUP2, pipes[1][1], 1), (os.POSIX_SPAWN_DUP2, pipes[2][1], 2)]
+ends = (pipes[0][0], pipes[1][1], pipes[2][1])
+moves = [(os.POSIX_SPAWN_DUP2, end, fd) for fd, end in enumerate(ends)]
 pid = os.posix_spawn(real, [real, *sys.argv[1:]], env, file_actions=moves)
 for fd in (*pipes[0], pipes[1][1], pipes[2][1]):
     os.close(fd)
@@ -95,11 +96,10 @@ class Hold:
 class Recorder:
     """Owns: a thread, the sockets it listens on, the wrappers. `entries` is appended to by the thread only."""
 
-    def __init__(self, folder: str, events_address: str, shims: tuple[str, ...]) -> None:
+    def __init__(self, folder: str, shims: tuple[str, ...]) -> None:
         self.folder = folder
         self.bin = os.path.join(folder, "rec")
         self.entries: list[Entry] = []
-        self._upstream_events = events_address
         self._holds: list[Hold] = []
         self._selector = selectors.DefaultSelector()
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -122,7 +122,7 @@ class Recorder:
                 file.write(WRAPPER.format(python=os.path.realpath(sys.executable), real=real, control=self._control))
             os.chmod(path, 0o755)
 
-    # --- for the test -----------------------------------------------------------------------------------------------------
+    # --- for the test ------------------------------------------------------------------------------------------------
 
     def hold(self, method: str, when: str = "reply") -> Hold:
         """Hold the next request or reply of a method ("Create", "Forward /tasks/exit") until `release`."""
@@ -149,7 +149,7 @@ class Recorder:
     def text(self) -> str:
         return "\n".join(map(str, self.entries))
 
-    # --- the loop ---------------------------------------------------------------------------------------------------------
+    # --- the loop ----------------------------------------------------------------------------------------------------
 
     def _wake(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -238,7 +238,7 @@ class Recorder:
         entry.ended = True
         return {"address": address}
 
-    # --- what passes ------------------------------------------------------------------------------------------------------
+    # --- what passes -------------------------------------------------------------------------------------------------
 
     def seen(self, link: "Link", frame: Frame) -> Hold | None:
         """Note a frame; returns the hold that wants it."""

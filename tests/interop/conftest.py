@@ -1,0 +1,87 @@
+"""The two plays of a scenario: each in a containerd of its own, fresh and gone afterwards."""
+
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.interop.compare import Notes
+from tests.interop.play import Play
+from tests.interop.scenario import Scenario
+from tests.support.containerdbox import GO_RUNTIME, OUR_RUNTIME, ContainerdBox, missing_programs
+from tests.support.recorder import Recorder
+
+GO = os.environ.get("SHIMD_INTEROP_GO", GO_RUNTIME)
+OURS = os.environ.get("SHIMD_INTEROP_OURS", OUR_RUNTIME)  # the Go shim on both sides tests the scenarios themselves
+SHIMS = ("containerd-shim-runc-v2", "containerd-shim-shimd-v2")
+IS_WHOLE = os.environ.get("SHIMD_INTEROP") == "whole"
+
+_count = itertools.count(1)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep to the short form unless the whole is asked for, or tests are named with -k."""
+    here = os.path.dirname(__file__)
+    ours = [item for item in items if str(item.path).startswith(here)]
+    for item in ours:
+        item.add_marker(pytest.mark.root)
+    if IS_WHOLE or config.option.keyword:
+        return
+    longer = [item for item in ours if item.get_closest_marker("long") is not None]
+    if longer:
+        config.hook.pytest_deselected(items=longer)
+        items[:] = [item for item in items if item not in longer]
+
+
+@pytest.fixture(autouse=True)
+def containerd_is_there() -> None:
+    missing = missing_programs()
+    if missing:
+        pytest.fail(f"this machine lacks {', '.join(missing)}; `make interop` installs containerd from Debian", pytrace=False)
+
+
+@pytest.fixture
+def perform() -> Iterator[Callable[[Scenario, str], Notes]]:
+    """Play a scenario on a runtime; returns its notes."""
+    yield perform_in_a_box
+
+
+def perform_in_a_box(scenario: Scenario, runtime: str) -> Notes:
+    folder = tempfile.mkdtemp(prefix="i")
+    namespace = f"{os.path.basename(os.path.dirname(folder))}-{next(_count)}"
+    recorder = None
+    try:
+        if scenario.is_recorded:
+            recorder = Recorder(folder, SHIMS)
+        box = ContainerdBox(folder, namespace, path_first=[recorder.bin] if recorder else ())
+        try:
+            box.start()
+            play = Play(runtime, box, recorder)
+            try:
+                scenario.script(play)
+                play.finish(scenario.order)
+                return play.notes
+            except BaseException as error:
+                error.add_note(told_about(play, runtime))
+                raise
+            finally:
+                play.close()
+        finally:
+            box.stop()
+    finally:
+        if recorder is not None:
+            recorder.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def told_about(play: Play, runtime: str) -> str:
+    """What helps to understand a play that broke."""
+    parts = [f"on {runtime}", "notes:", *(f"  {label}: {value}" for label, value in play.notes)]
+    parts += ["events:", *(f"  {line}" for line in play.events.lines())]
+    parts += ["left:", f"  {play.box.leftovers()}", "containerd's log:", play.box.log()[-3000:]]
+    if play.recorder is not None:
+        parts += ["transcript:", play.recorder.text()]
+    return "\n".join(parts)

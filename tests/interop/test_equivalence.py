@@ -1,0 +1,31 @@
+"""Each scenario under real containerd and `ctr`, once on the Go shim and once on ours: the notes are the same."""
+
+from collections.abc import Callable
+
+import pytest
+
+import tests.interop.scenarios.execs
+import tests.interop.scenarios.running
+from tests.interop.accepted import ACCEPTED
+from tests.interop.compare import Notes, differences
+from tests.interop.conftest import GO, OURS
+from tests.interop.scenario import ALL, Scenario
+
+
+def entered() -> list[object]:
+    marks = {True: (), False: (pytest.mark.long,)}
+    return [pytest.param(found, id=name, marks=marks[found.is_short]) for name, found in ALL.items()]
+
+
+@pytest.mark.parametrize("scenario", entered())
+def test_same_on_both_shims(scenario: Scenario, perform: Callable[[Scenario, str], Notes]) -> None:
+    """What containerd's clients see of our shim is what they see of the Go shim, or better where the table says so."""
+    go = perform(scenario, GO)
+    ours = perform(scenario, OURS)
+
+    found, met = differences(scenario.name, go, ours, ACCEPTED)
+
+    assert not found, f"{scenario.subject}\n" + "\n".join(found)
+    if GO != OURS:
+        stale = [entry for entry in ACCEPTED if entry.scenario == scenario.name and entry not in met]
+        assert not stale, f"accepted differences that are not there any more: {stale}"
