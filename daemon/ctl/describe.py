@@ -29,11 +29,9 @@ def exit_as_json(record: "shim.ExitRecord") -> "dict[str, Any]":
 
 def describe(daemon: "Daemon", container_id: str) -> "dict[str, Any]":
     """Everything the daemon knows about a container."""
-    from daemon.ctl import exits, resume
-    from daemon.ctl.client import SHIMD
+    from daemon.ctl import exits, foreground, resume
     from daemon.ctl.jsonable import jsonable
     from daemon.ctl.start import STATUS_WORDS
-    from ttrpc.api import shimd
 
     record = resume.require_container(daemon, container_id)
     made: dict[str, Any] = {"container": jsonable(record)}
@@ -43,11 +41,8 @@ def describe(daemon: "Daemon", container_id: str) -> "dict[str, Any]":
     if task is not None:
         made["task"] = {**jsonable(task), "status": STATUS_WORDS.get(task.status, "unknown")}
     made["exits"] = [exit_as_json(each) for each in exits.find_exits(daemon, container_id, None)]
-    shims = daemon.call(SHIMD, "Shims", shimd.ShimsRequest(container_id=container_id)).shims
-    made["shim"] = None
-    for each in shims:
-        if each.container_id == container_id:
-            made["shim"] = shim_as_json(each)
+    found = foreground.find_shim(daemon, container_id)
+    made["shim"] = None if found is None else shim_as_json(found)
     return made
 
 

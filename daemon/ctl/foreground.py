@@ -8,6 +8,8 @@ from daemon.ctl.errors import CtlError
 from daemon.ctl.session import EXITED, FORCED, LOST, Session
 from daemon.ctl.terminal import RawTerminal, parse_detach_keys
 from ttrpc.api import shimd
+from ttrpc.errors import StatusError
+from ttrpc.status import Code
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,15 +17,25 @@ if TYPE_CHECKING:
     from daemon.ctl.session import Ending
 
 
+def find_shim(daemon: "Daemon", container_id: str) -> "shimd.ShimRecord | None":
+    """What the daemon knows of the container's shim; None without a task, which has none."""
+    try:
+        reply = daemon.call(SHIMD, "Shims", shimd.ShimsRequest(container_id=container_id))
+    except StatusError as error:
+        if error.code == Code.NOT_FOUND:
+            return None
+        raise
+    return next((record for record in reply.shims if record.container_id == container_id), None)
+
+
 def shim_address(daemon: "Daemon", container_id: str) -> str:
     """Where the container's shim listens, as the daemon knows it.
 
     Raises: CtlError when the container has no shim.
     """
-    reply = daemon.call(SHIMD, "Shims", shimd.ShimsRequest(container_id=container_id))
-    for record in reply.shims:
-        if record.container_id == container_id and record.address:
-            return str(record.address).removeprefix("unix://")
+    found = find_shim(daemon, container_id)
+    if found is not None and found.address:
+        return str(found.address).removeprefix("unix://")
     raise CtlError(f"{container_id} has no shim: it has no task", hint=f"shimctl start {container_id}")
 
 
