@@ -13,11 +13,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from daemon.ctl.client import Daemon
-    from ttrpc.api import shim
+    from ttrpc.api import containers, shim
 
 SHIM = "shimd.shim.v1.Shim"
 SHIM_PATIENCE_S = 10.0
 RETRY_S = 0.05
+DECISION_S = 2.0
 
 
 def request_of(args: argparse.Namespace, now_ns: int) -> "shim.LogsRequest":
@@ -40,62 +41,133 @@ def request_of(args: argparse.Namespace, now_ns: int) -> "shim.LogsRequest":
     return request
 
 
-def follow_shim(address: str, request: "shim.LogsRequest", metadata: dict[str, str]) -> "Iterator[shim.LogRecord]":
-    """Records of a shim's log. Where records have times, following goes on after a shim was replaced.
+class Cursor:
+    """How far a log has been told, so that asking again repeats nothing: by time, and how many records had that time.
+
+    A raw log keeps no times: it is asked once.
+    """
+
+    def __init__(self, request: "shim.LogsRequest") -> None:
+        self._request = request
+        self._last_ns: int | None = None
+        self._told = 0  # records with the last time: one write of the container may make several
+        self._skip = 0
+
+    @property
+    def may_go_on(self) -> bool:
+        """Whether a second request would be understood."""
+        return self._request.follow and (self._last_ns is not None or self._told == 0)
+
+    def request(self) -> "shim.LogsRequest":
+        """What to ask for now."""
+        from ttrpc.api import shim, wkt
+
+        if self._last_ns is None:
+            return self._request
+        self._skip = self._told
+        again = shim.LogsRequest(follow=self._request.follow)
+        again.since.CopyFrom(wkt.timestamp(self._last_ns))
+        if self._request.HasField("until"):
+            again.until.CopyFrom(self._request.until)
+        return again
+
+    def is_new(self, record: "shim.LogRecord") -> bool:
+        """Whether a record was not told yet; then it is now."""
+        from ttrpc.api import wkt
+
+        at_ns = wkt.nanoseconds(record.at)
+        if self._skip and at_ns == self._last_ns:
+            self._skip -= 1
+            return False
+        self._skip = 0
+        self._told = self._told + 1 if at_ns == self._last_ns else 1
+        self._last_ns = at_ns
+        return True
+
+
+def follow_shim(address: str, cursor: Cursor, metadata: dict[str, str]) -> "Iterator[shim.LogRecord]":
+    """Records of a shim's log. Following goes on when the shim was replaced.
 
     Raises: StatusError; ConnectionLost or OSError when the shim is not there (any more).
     """
-    from ttrpc.api import shim, wkt
     from ttrpc.blocking import BlockingClient
     from ttrpc.errors import ConnectionLost
 
-    last_ns: int | None = None
-    told = 0  # records with that time: one write of the container may make several
-    skip = 0
     lost_at: float | None = None
     while True:
         try:
             with BlockingClient.connect(address) as client:
-                for record in client.open_stream(SHIM, "Logs", request, metadata=metadata):
+                for record in client.open_stream(SHIM, "Logs", cursor.request(), metadata=metadata):
                     lost_at = None
-                    at_ns = wkt.nanoseconds(record.at)
-                    if skip and at_ns == last_ns:
-                        skip -= 1
-                        continue
-                    skip = 0
-                    told = told + 1 if at_ns == last_ns else 1
-                    last_ns = at_ns
-                    yield record
+                    if cursor.is_new(record):
+                        yield record
                 return
-        except (ConnectionLost, OSError):
+        except (ConnectionLost, ConnectionError, FileNotFoundError):
             lost_at = lost_at if lost_at is not None else time.monotonic()
-            may_go_on = request.follow and last_ns is not None
-            if not may_go_on or time.monotonic() - lost_at > SHIM_PATIENCE_S:
+            if not cursor.may_go_on or time.monotonic() - lost_at > SHIM_PATIENCE_S:
                 raise
             time.sleep(RETRY_S)
-            skip = told
-            again = shim.LogsRequest(follow=True)
-            again.since.CopyFrom(wkt.timestamp(last_ns))
-            if request.HasField("until"):
-                again.until.CopyFrom(request.until)
-            request = again
 
 
 def records_of(daemon: "Daemon", container_id: str, request: "shim.LogsRequest") -> "Iterator[shim.LogRecord]":
-    """The container's log, from its shim, or through the daemon when the shim cannot be reached from here."""
-    from daemon.ctl import foreground, resume
-    from daemon.ctl.client import SHIMD
-    from ttrpc.api import shimd
+    """The container's log; when following, that of the runs its restart policy adds, too."""
+    from daemon.ctl import resume
 
-    resume.require_container(daemon, container_id)
+    record = resume.require_container(daemon, container_id)
+    cursor = Cursor(request)
+    while True:
+        yield from _one_run(daemon, record, cursor)
+        if not cursor.may_go_on or not _runs_again(daemon, record):
+            return
+
+
+def _one_run(daemon: "Daemon", record: "containers.Container", cursor: Cursor) -> "Iterator[shim.LogRecord]":
+    """From the shim, or when there is none to ask, from the files it has left."""
+    from daemon.ctl import foreground, labels
+    from daemon.ctl.logfile import read_log
+    from ttrpc.errors import ConnectionLost, StatusError
+    from ttrpc.status import Code
+
+    found = foreground.find_shim(daemon, record.id)
+    stdio = labels.stdio_of(record.labels)
+    path = stdio.log_path if stdio is not None else ""
     try:
-        address = foreground.shim_address(daemon, container_id)
-    except CtlError:
-        address = ""
-    if address and os.path.exists(address):
-        yield from follow_shim(address, request, daemon.metadata)
-        return
-    yield from daemon.follow(SHIMD, "Logs", lambda: shimd.LogsRequest(container_id=container_id, options=request))
+        if found is not None and found.address and (os.path.exists(found.address.removeprefix("unix://")) or not path):
+            yield from follow_shim(found.address, cursor, daemon.metadata)
+            return
+    except StatusError as error:
+        if error.code != Code.NOT_FOUND:
+            raise
+    except (OSError, ConnectionLost):
+        if not path:
+            raise
+    if not path or stdio is None:
+        raise CtlError(f"{record.id} keeps no log", hint="run it with --log-driver json-file or raw")
+    for each in read_log(path, cursor.request(), is_json="format=raw" not in stdio.stdout):
+        if cursor.is_new(each):
+            yield each
+
+
+def _runs_again(daemon: "Daemon", record: "containers.Container") -> bool:
+    """Whether another run is under way or due. After an exit the daemon needs a moment to decide.
+
+    Blocks: at most `DECISION_S` for a container with a restart policy.
+    """
+    from daemon.ctl import foreground, labels, resume
+    from ttrpc.api import process
+
+    until = time.monotonic() + DECISION_S
+    while labels.has_restart_policy(record.labels):
+        task = resume.find_task(daemon, record.id)
+        found = foreground.find_shim(daemon, record.id)
+        if task is not None and task.status in (process.CREATED, process.RUNNING, process.PAUSED):
+            return True
+        if found is not None and found.HasField("next_restart_at"):
+            until = time.monotonic() + DECISION_S
+        elif time.monotonic() >= until:
+            return False
+        time.sleep(RETRY_S)
+    return False
 
 
 def write_records(

@@ -175,6 +175,11 @@ def run(args: argparse.Namespace) -> int:
     from daemon.ctl.client import open_daemon
     from ttrpc.errors import StatusError
 
+    if args.detach and args.remove:
+        raise UsageError(
+            "-d and --rm do not go together: nobody would be there to remove it",
+            hint="remove it when it has ended: shimctl wait ID; shimctl rm ID",
+        )
     if args.tty and args.interactive and not args.detach and not os.isatty(0):
         raise UsageError("-t -i needs a terminal on our input", hint="leave out -t to pipe input into it")
     with open_daemon(args) as daemon:
@@ -202,23 +207,20 @@ def _run_here(args: argparse.Namespace, making: Making) -> int:
     from daemon.ctl import resume
     from daemon.ctl.foreground import attach, pump
 
-    with contextlib.ExitStack() as stack:
-        with undoing(making):
-            make(args, making)
-            assert making.stdio is not None
-            session = stack.enter_context(
-                attach(
-                    making.daemon,
-                    making.container_id,
-                    stdin=bool(making.stdio.stdin),
-                    terminal=making.stdio.terminal,
-                    detach_keys=args.detach_keys,
-                )
-            )
+    with undoing(making):
+        make(args, making)
+        assert making.stdio is not None
+        with attach(
+            making.daemon,
+            making.container_id,
+            stdin=bool(making.stdio.stdin),
+            terminal=making.stdio.terminal,
+            detach_keys=args.detach_keys,
+        ) as session:
             session.open()
             resume.start(making.daemon, making.container_id)
             making.keep()
-        ending = pump(session)
+            ending = pump(session)
     return _finish(args, making, ending)
 
 

@@ -192,10 +192,11 @@ def logs(args: argparse.Namespace) -> int:
     """`shimctl shim logs`."""
     import time
 
-    from daemon.ctl.logs import follow_shim, request_of, write_records
+    from daemon.ctl.logs import Cursor, follow_shim, request_of, write_records
 
     bundle = find(args, args.id)
-    records = follow_shim(bundle.address, request_of(args, time.time_ns()), {NAMESPACE_KEY: bundle.namespace})
+    cursor = Cursor(request_of(args, time.time_ns()))
+    records = follow_shim(bundle.address, cursor, {NAMESPACE_KEY: bundle.namespace})
     write_records(records, timestamps=args.timestamps, stream=args.stream, as_json=args.json)
     return 0
 

@@ -1,0 +1,61 @@
+"""A container's log read from its files, for when there is no shim to ask: between two runs, or after its death."""
+
+import json
+import os
+from collections import deque
+
+from daemon.ctl.units import parse_moment
+from ttrpc.api import shim, wkt
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_STREAMS = {"stdout": shim.LOG_STREAM_STDOUT, "stderr": shim.LOG_STREAM_STDERR}
+
+
+def files_of(path: str) -> list[str]:
+    """The log and the rotated files before it, oldest first. Source: SHIM.md, logs."""
+    found, age = [], 0
+    while os.path.exists(path if age == 0 else f"{path}.{age}"):
+        found.append(path if age == 0 else f"{path}.{age}")
+        age += 1
+    return found[::-1]
+
+
+def read_log(path: str, request: "shim.LogsRequest", *, is_json: bool) -> "Iterator[shim.LogRecord]":
+    """What the shim's Logs would stream of these files now; it never follows."""
+    kept: Iterator[shim.LogRecord] | deque[shim.LogRecord] = _within(_records(path, is_json=is_json), request)
+    if request.HasField("tail"):
+        kept = deque(kept, maxlen=request.tail)
+    yield from kept
+
+
+def _records(path: str, *, is_json: bool) -> "Iterator[shim.LogRecord]":
+    for name in files_of(path):
+        with open(name, "rb") as file:
+            for line in file:
+                yield _record(line) if is_json else shim.LogRecord(data=line)
+
+
+def _record(line: bytes) -> "shim.LogRecord":
+    """A line that is no record (a foreign hand, a torn write) is shown as it is."""
+    try:
+        fields = json.loads(line)
+        made = shim.LogRecord(
+            data=fields["log"].encode(), stream=_STREAMS.get(fields["stream"], shim.LOG_STREAM_UNSPECIFIED)
+        )
+        made.at.CopyFrom(wkt.timestamp(parse_moment(fields["time"], 0)))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return shim.LogRecord(data=line)
+    return made
+
+
+def _within(records: "Iterator[shim.LogRecord]", request: "shim.LogsRequest") -> "Iterator[shim.LogRecord]":
+    since = wkt.nanoseconds(request.since) if request.HasField("since") else None
+    until = wkt.nanoseconds(request.until) if request.HasField("until") else None
+    for record in records:
+        at_ns = wkt.nanoseconds(record.at)
+        if at_ns is not None and ((since is not None and at_ns < since) or (until is not None and at_ns > until)):
+            continue
+        yield record
