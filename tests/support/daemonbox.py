@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tests.support.rootfs import make_rootfs
@@ -293,3 +293,16 @@ class DaemonBox:
 def restart_labels(policy: str) -> dict[str, str]:
     """What a client puts on a container that is to be restarted."""
     return {"containerd.io/restart.status": "running", "containerd.io/restart.policy": policy}
+
+
+@contextlib.contextmanager
+def refused(code: Code, words: str = "") -> Iterator[None]:
+    """What is done within is refused with this kind, and the message has these words."""
+    try:
+        yield
+    except StatusError as error:
+        found = error
+    else:
+        raise AssertionError(f"was not refused; expected {code.name}")
+    if found.code != code or words not in found.message:
+        raise AssertionError(f"expected {code.name} with {words!r}, not {found!r}")
