@@ -120,7 +120,7 @@ cp "$(command -v busybox)" "$dir/rootfs/bin/busybox"
 for name in $(busybox --list); do [ "$name" = busybox ] || ln -s busybox "$dir/rootfs/bin/$name"; done
 echo 'root:x:0:0:root:/root:/bin/sh' >"$dir/rootfs/etc/passwd"
 shimd config default >"$dir/config.toml"
-show shimd --version
+show shimd version
 start_daemon
 say "shimd serves on $SHIMD_ADDRESS (pid $daemon)"
 show shimctl version
@@ -134,7 +134,7 @@ show shimctl ps
 show shimctl logs --tail 3 clock
 clock=$(pid_of clock) brief=$(pid_of brief)
 clock_started=$(start_time "$clock")
-cursor=$(shimctl events --json | tail -n 1 | python -c 'import json, sys; print(json.loads(sys.stdin.readline())["seq"])')
+cursor=$(shimctl events --since 0 --json | tail -n 1 | python -c 'import json, sys; print(json.loads(sys.stdin.readline())["seq"])')
 say "clock has pid $clock; the newest event has number $cursor"
 
 chapter "kill -9 the daemon"
@@ -153,7 +153,10 @@ show shimctl shim logs --tail 2 clock
 chapter "A container ends while nobody supervises"
 show touch "$dir/rootfs/go"
 claim "brief (pid $brief) has exited, and no daemon saw it" until_holds test ! -e "/proc/$brief"
-show shimctl shim state brief
+show shimctl shim list
+say "its shim wrote the exit down before it told anybody:"
+printf '%s  $ cat %s%s\n' "$dim" "\$DIR/run/…/brief/exits/init.json" "$plain"
+tr ',' '\n' <"$(find "$dir/run" -path '*/brief/exits/init.json')" | grep -E '"(pid|code|source|exited_at_ns)"' | sed 's/^[ {]*/    /; s/}$//'
 
 chapter "The daemon comes back"
 start_daemon

@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
         os.mkdir(os.path.join(ground.rootfs, "truth"))
         downtime_s, ledger = weather(storm, random.Random(options.seed))
     print(ledger.table())
-    print(f"{options.kills} kills, {downtime_s / options.kills * 1000:.0f} ms until the next daemon served, on average")
+    print(f"{options.kills} kills, {downtime_s * 1000:.0f} ms from a kill to the next socket, on average")
     for line in storm.failures[:20]:
         print(f"failed: {line}")
     if ledger.is_balanced() and not storm.failures:

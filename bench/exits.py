@@ -12,6 +12,7 @@ from bench.measure import Figures, compare, in_turn, percentile
 from bench.ours import Shimd
 from bench.rig import Daemon, Rig
 from ttrpc.api import events, shimd
+from ttrpc.errors import DeadlineExceeded
 
 SIZES = {"rounds": 100}
 EVENT_DEADLINE_S = 10.0
@@ -76,7 +77,7 @@ class Subscription:
             while not ended.is_set():
                 try:
                     record = stream.receive(timeout_s=0.5)
-                except TimeoutError:
+                except DeadlineExceeded:
                     continue
                 if record is None:
                     break

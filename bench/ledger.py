@@ -1,5 +1,6 @@
 """What should be, against what is found: each thing once, none lost, none doubled."""
 
+import re
 from collections import Counter
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
@@ -60,9 +61,8 @@ class Ledger:
         """The same as numbers for results/."""
         found: dict[str, float] = {}
         for each in self.accounts:
-            key = each.name.replace(" ", "_").replace("-", "_")
+            key = "_".join(re.findall(r"\w+", each.name))
             found[f"{key}_expected"] = sum(each.expected.values())
-            found[f"{key}_found"] = sum(each.found.values())
             found[f"{key}_lost"] = sum(each.lost.values())
             found[f"{key}_doubled"] = sum(each.doubled.values())
         return found

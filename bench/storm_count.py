@@ -32,7 +32,7 @@ def count(storm: Storm, follower: Follower, pids: dict[str, int]) -> Ledger:
     began = [(name, line) for name in names for line in storm.truth(name) if line == "began"]
     ledger.account("containers that ran", [(name, "began") for name in names], began)
     execs_began = [name for name in exec_codes for line in storm.truth(name) if line == "began"]
-    ledger.account("execs that ran", exec_codes, execs_began)
+    ledger.account("execs that ran", list(exec_codes), execs_began)
     ledger.account("exit codes told", {**codes, **exec_codes}.items(), storm.answered.items())
     count_exits(ledger, storm, codes, exec_codes)
     count_events(ledger, storm, follower, names)
