@@ -58,16 +58,17 @@ def _run(words: "list[str]") -> int:
     except SystemExit as stop:
         return 125 if command.passes_code and stop.code == 2 else int(stop.code or 0)
     from daemon.ctl.errors import CtlError, UsageError, sentence_of
+    from daemon.spec_parse import SpecError
     from ttrpc.errors import TtrpcError
 
     try:
         return command.run(args)
     except BrokenPipeError:
         raise
-    except (CtlError, TtrpcError, OSError) as error:
+    except (CtlError, SpecError, TtrpcError, OSError) as error:
         message, hint = sentence_of(error)
         complain(message, hint)
-        if isinstance(error, UsageError):
+        if isinstance(error, (UsageError, SpecError)):
             return 125 if command.passes_code else 2
         if isinstance(error, CtlError) and error.exit_code is not None:
             return error.exit_code

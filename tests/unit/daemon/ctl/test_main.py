@@ -7,6 +7,7 @@ import pytest
 from daemon.ctl import __main__ as main
 from daemon.ctl import commands
 from daemon.ctl.errors import CtlError, UsageError
+from daemon.spec_parse import SpecError
 
 
 @pytest.fixture
@@ -118,6 +119,7 @@ def failing(error: BaseException, *, passes_code: bool) -> commands.Entry:
         (CtlError("no", exit_code=127), True, 127),
         (UsageError("no"), False, 2),
         (UsageError("no"), True, 125),
+        (SpecError("no size"), False, 2),
         (FileNotFoundError(2, "No such file", "/x"), False, 1),
         (KeyboardInterrupt(), True, 130),
     ],
