@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Make this checkout ready to run on a bare Debian 12 (or newer): system packages by apt, a virtual environment by venv and pip.
 # Says what it does while it does it and skips what is there. Usage: .ci/setup.sh [run|dev|fuzz|bench]
-#   run    what `make demo` needs (default)     dev    the test and lint tools on top
-#   fuzz   dev and the fuzzer                   bench  run, and containerd to measure beside
+#   run    what `make demo` needs (default)         dev    the test and lint tools, and containerd to compare with
+#   fuzz   dev and the fuzzer                       bench  run, and containerd to measure beside
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -42,6 +42,7 @@ apt_install() {
     local install=(apt-get install -y -qq --no-install-recommends -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=300 "$@")
     local log
     log=$(mktemp)
+    [[ " $* " != *" containerd "* ]] || keep_services_down
     # No lists yet, or lists older than the archive: fetch them and try once more.
     if ! "${install[@]}" >"$log" 2>&1; then
         say "refreshing apt's package lists first"
@@ -49,6 +50,16 @@ apt_install() {
         "${install[@]}" >"$log" 2>&1 || { cat "$log" >&2; rm -f "$log"; die "apt-get could not install: $*"; }
     fi
     rm -f "$log"
+}
+
+# Debian starts a service with its package, and we want containerd's programs only. Source: policy-rc.d, in
+# /usr/share/doc/init-system-helpers/README.policy-rc.d.gz
+keep_services_down() {
+    local policy=/usr/sbin/policy-rc.d
+    [ ! -e "$policy" ] || return 0
+    printf '#!/bin/sh\nexit 101\n' >"$policy"
+    chmod 755 "$policy"
+    trap 'rm -f /usr/sbin/policy-rc.d' EXIT
 }
 
 # A Python is 3.11 or newer, with venv and headers (python-prctl is compiled).
@@ -68,7 +79,7 @@ find_python() {
 }
 
 want=(runc busybox-static libcap-dev gcc libc6-dev ca-certificates)
-[ "$what" = bench ] && want+=(containerd)
+[ "$what" = run ] || want+=(containerd)
 missing=()
 for package in "${want[@]}"; do
     has_package "$package" || missing+=("$package")
@@ -98,8 +109,7 @@ fi
 case $what in run | bench) extra="" ;; dev) extra="[dev]" ;; fuzz) extra="[dev,fuzz]" ;; esac
 say "installing shimd$extra and its dependencies into it (pip)"
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
-log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+log=$venv/pip.log
 "$venv/bin/python" -m pip install --editable "$here$extra" >"$log" 2>&1 || { cat "$log" >&2; die "pip could not install shimd$extra; its words are above"; }
 stamp_text >"$stamp"
 case $what in dev | fuzz) stamp_text >"$venv/.ready-run" ;; esac

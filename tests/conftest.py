@@ -17,7 +17,7 @@ import trio.testing
 
 from tests.support import leaks
 
-REAL_TIERS = ("kernel", "system")  # folders whose tests run real containers
+REAL_TIERS = ("kernel", "system", "interop")  # folders whose tests run real containers
 LIGHT_TIERS = ("unit", "house")  # folders whose tests start nothing: only this process is looked at
 SOFT_SHARE = 0.9  # of pytest-timeout's limit, which ends the whole run: ours fails the one test
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
+import daemon.version
+import shim.version
 from tests.support.source import (
     PACKAGES,
     ROOT,
@@ -218,11 +220,19 @@ def test_no_machine_path_or_registry_host_is_in_the_tree() -> None:
     assert [(path, word) for path, text in text_files() for word in words if word in text] == []
 
 
-def test_the_changelog_begins_with_the_version_of_the_project() -> None:
+def project_version() -> str:
     with open(os.path.join(ROOT, "pyproject.toml"), "rb") as file:
-        version = tomllib.load(file)["project"]["version"]
+        version: str = tomllib.load(file)["project"]["version"]
+    return version
+
+
+def test_daemon_and_shim_report_the_version_of_the_project() -> None:
+    assert {daemon.version.VERSION, shim.version.VERSION} == {project_version()}
+
+
+def test_the_changelog_begins_with_the_version_of_the_project() -> None:
     with open(os.path.join(ROOT, "CHANGELOG.md"), encoding="utf-8") as file:
         newest = re.search(r"^## (\S+)", file.read(), flags=re.MULTILINE)
 
     assert newest is not None
-    assert newest.group(1) == version
+    assert newest.group(1) == project_version()
