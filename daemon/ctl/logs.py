@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from daemon.ctl.client import Daemon
-    from ttrpc.api import containers, shim
+    from ttrpc.api import containers, shim, shimd
 
 SHIM = "shimd.shim.v1.Shim"
 SHIM_PATIENCE_S = 10.0
@@ -111,24 +111,26 @@ def follow_shim(address: str, cursor: Cursor, metadata: dict[str, str]) -> "Iter
 
 def records_of(daemon: "Daemon", container_id: str, request: "shim.LogsRequest") -> "Iterator[shim.LogRecord]":
     """The container's log; when following, that of the runs its restart policy adds, too."""
-    from daemon.ctl import resume
+    from daemon.ctl import foreground, resume
 
     record = resume.require_container(daemon, container_id)
     cursor = Cursor(request)
     while True:
-        yield from _one_run(daemon, record, cursor)
-        if not cursor.may_go_on or not _runs_again(daemon, record):
+        found = foreground.find_shim(daemon, record.id)
+        yield from _one_run(daemon, record, found, cursor)
+        if not cursor.may_go_on or not _runs_again(daemon, record, found.incarnation if found is not None else ""):
             return
 
 
-def _one_run(daemon: "Daemon", record: "containers.Container", cursor: Cursor) -> "Iterator[shim.LogRecord]":
+def _one_run(
+    daemon: "Daemon", record: "containers.Container", found: "shimd.ShimRecord | None", cursor: Cursor
+) -> "Iterator[shim.LogRecord]":
     """From the shim, or when there is none to ask, from the files it has left."""
-    from daemon.ctl import foreground, labels
+    from daemon.ctl import labels
     from daemon.ctl.logfile import read_log
     from ttrpc.errors import ConnectionLost, StatusError
     from ttrpc.status import Code
 
-    found = foreground.find_shim(daemon, record.id)
     stdio = labels.stdio_of(record.labels)
     path = stdio.log_path if stdio is not None else ""
     try:
@@ -148,19 +150,17 @@ def _one_run(daemon: "Daemon", record: "containers.Container", cursor: Cursor) -
             yield each
 
 
-def _runs_again(daemon: "Daemon", record: "containers.Container") -> bool:
-    """Whether another run is under way or due. After an exit the daemon needs a moment to decide.
+def _runs_again(daemon: "Daemon", record: "containers.Container", incarnation: str) -> bool:
+    """Whether there has been, is, or is due another run than this one. After an exit the daemon needs to decide.
 
     Blocks: at most `DECISION_S` for a container with a restart policy.
     """
-    from daemon.ctl import foreground, labels, resume
-    from ttrpc.api import process
+    from daemon.ctl import foreground, labels
 
     until = time.monotonic() + DECISION_S
     while labels.has_restart_policy(record.labels):
-        task = resume.find_task(daemon, record.id)
         found = foreground.find_shim(daemon, record.id)
-        if task is not None and task.status in (process.CREATED, process.RUNNING, process.PAUSED):
+        if found is not None and found.incarnation not in ("", incarnation):
             return True
         if found is not None and found.HasField("next_restart_at"):
             until = time.monotonic() + DECISION_S

@@ -169,6 +169,7 @@ def test_attach_sees_the_output_and_gets_the_code(box: CtlBox) -> None:
 def test_attach_gives_input_unless_told_not_to(box: CtlBox) -> None:
     box.detached("listener", "sh", "-c", "while read x; do echo got $x; done; exit 4", options=("-i",))
     watching = box.ctl.start("attach", "--no-stdin", "listener")
+    wait_until(lambda: '"attached": 1' in box.ctl.output("shim", "state", "listener"), what="the one who watches")
     assert box.ctl.output("attach", "listener", given="one\n", code=4) == "got one\n"
 
     assert finish(watching)[:2] == (4, b"got one\n")
