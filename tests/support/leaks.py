@@ -11,6 +11,7 @@ import contextlib
 import errno
 import gc
 import os
+import re
 import select
 import shutil
 import signal
@@ -23,6 +24,7 @@ from tests.support.waiting import wait_until
 
 MARK = "SHIMD_TEST_RUN"
 FOLDER_PREFIX = "st-"  # short: a unix socket's path holds 107 bytes, and a shim's socket name takes 64 of them
+OTHER_RUN = re.compile(rf"\b{FOLDER_PREFIX}[0-9a-f]{{8}}")
 SETTLE_S = 2.0  # a process told to end, and its cgroup, need a moment; a leak does not go away
 ROUNDS = 5  # of killing: each may bring to light what the killed one was about to start
 OWN_ENTRIES = ("owner", "p")  # the session's own in its folder
@@ -288,7 +290,7 @@ def is_our_cgroup(session: Session, path: str) -> bool:
         return False  # gone
     if inside:
         return any(describe_if_ours(session, pid) is not None for pid in inside)
-    return session.is_alone or session.tag in path
+    return session.tag in path or (session.is_alone and not OTHER_RUN.search(path))
 
 
 def named_netns() -> list[str]:
