@@ -70,6 +70,7 @@ async def _main(config: Config, environ: Mapping[str, str], database: Database, 
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
             manager = Manager(config, database, nursery, procfs.boot_id(), _OWN_PROGRAM)
+            manager.load()
             registry = _registry(config, database, events, manager, gate, await server_uuid(database))
             api = trio.CancelScope()
             await nursery.start(_serve, listeners, registry, config, api)

@@ -31,6 +31,16 @@ def bind(**fields: object) -> Iterator[None]:
         _fields.reset(token)
 
 
+@contextlib.contextmanager
+def begin(**fields: object) -> Iterator[None]:
+    """As `bind`, but for a task with a life of its own: what whoever started it was doing is not its business."""
+    token = _fields.set(tuple(fields.items()))
+    try:
+        yield
+    finally:
+        _fields.reset(token)
+
+
 def _fields_of(record: logging.LogRecord) -> dict[str, object]:
     fields: dict[str, object] = dict(_fields.get())
     fields.update((key, value) for key, value in vars(record).items() if key not in _STANDARD)

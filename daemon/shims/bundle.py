@@ -6,6 +6,7 @@
 import contextlib
 import ctypes
 import os
+import secrets
 import shutil
 
 from daemon import procfs
@@ -46,18 +47,18 @@ def remove(path: str) -> None:
 
     Blocks: on the disk; call it in a thread.
     Raises: FailedPrecondition while something stays mounted there: deleting through a mount would delete what is
-    mounted. OSError.
+    mounted. What `from_os_error` makes of the rest.
     """
     unmount(path)
-    # The name is free at once, however long the removal takes; recovery clears the dotted ones.
-    doomed = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}")
-    if os.path.lexists(doomed):
-        _remove_tree(doomed)
+    # The name is free at once, however long the removal takes; the next start clears what a cut removal leaves.
+    doomed = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{secrets.token_hex(4)}")
     try:
         os.rename(path, doomed)
+        _remove_tree(doomed)
     except FileNotFoundError:
         return
-    _remove_tree(doomed)
+    except OSError as error:
+        raise from_os_error(f"bundle {path} cannot be removed", error) from None
 
 
 def unmount(path: str) -> None:
@@ -82,16 +83,25 @@ def _remove_tree(path: str) -> None:
 
 
 def list_bundles(directory: str) -> list[tuple[str, str]]:
-    """(namespace, id) of every bundle there is; what a cut removal left is cleared on the way."""
-    found = []
-    for namespace in _entries(directory):
-        for name in _entries(os.path.join(directory, namespace)):
-            if not name.startswith("."):
-                found.append((namespace, name))
-                continue
-            with contextlib.suppress(OSError, StatusError):
-                _remove_tree(os.path.join(directory, namespace, name))
-    return sorted(found)
+    """(namespace, id) of every bundle there is."""
+    return sorted(key for key in _all(directory) if not key[1].startswith("."))
+
+
+def list_doomed(directory: str) -> list[str]:
+    """Paths of what a removal that was cut has left. Ask before anything is removed in this run."""
+    return [os.path.join(directory, *key) for key in _all(directory) if key[1].startswith(".")]
+
+
+def remove_doomed(paths: list[str]) -> None:
+    """Go on with removals that were cut. What will not go stays for the next start."""
+    for path in paths:
+        with contextlib.suppress(OSError, StatusError):
+            unmount(path)
+            _remove_tree(path)
+
+
+def _all(directory: str) -> list[tuple[str, str]]:
+    return [(namespace, name) for namespace in _entries(directory) for name in _entries(f"{directory}/{namespace}")]
 
 
 def _entries(directory: str) -> list[str]:

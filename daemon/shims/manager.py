@@ -10,7 +10,7 @@ import trio
 
 from daemon import faults, restart
 from daemon.config import Config
-from daemon.errors import already_exists, failed_precondition, unavailable
+from daemon.errors import already_exists, failed_precondition, not_found, unavailable
 from daemon.shims import birth, ending, ingest, launch
 from daemon.shims.answers import delete_response
 from daemon.shims.client import earlier
@@ -72,7 +72,7 @@ class Manager(Registry):
             undo = UndoStack()
             try:
                 undo.push("the record", lambda: self._delete_row(handle))
-                await self.database.write(lambda connection: tasks.insert(connection, handle.row))
+                await self.database.write(lambda connection: self._insert_row(connection, handle.row))
                 faults.point("create.row_stored")
                 changes = await birth.bear(handle, container, request, self.supervisors, undo, deadline)
                 await self._commit_birth(handle, CREATED, changes)
@@ -83,6 +83,12 @@ class Manager(Registry):
         if handle.row.state == STOPPED:
             self.restarter.consider(handle)
         return handle
+
+    @staticmethod
+    def _insert_row(connection: sqlite3.Connection, row: TaskRow) -> None:
+        if containers.get(connection, row.ns, row.id) is None:  # deleted since it was looked up
+            raise not_found(f"container {row.id}: not found")
+        tasks.insert(connection, row)
 
     def _new_row(self, ns: str, container: "Container", request: "CreateTaskRequest") -> TaskRow:
         runtime = container.runtime.name
@@ -103,6 +109,8 @@ class Manager(Registry):
 
         def work(connection: sqlite3.Connection) -> TaskRow | None:
             incarnation = changes.get("incarnation", handle.row.incarnation)
+            if incarnation != handle.row.incarnation:
+                tasks.forget_cursor(connection, handle.row.incarnation)
             ended = journal.last_exit(connection, handle.ns, handle.id, incarnation, "") is not None
             return tasks.update(
                 connection, handle.ns, handle.id, **changes, state=STOPPED if ended else state, boot_id=self.boot_id

@@ -1,12 +1,13 @@
 """Which task is where: every handle by namespace and id, found again after a restart of the daemon."""
 
+import contextlib
 import dataclasses
 import logging
 
 import trio
 
 from daemon.config import Config
-from daemon.errors import not_found
+from daemon.errors import StoreFull, not_found
 from daemon.shims import bundle, evidence, launch, recovery
 from daemon.shims.client import earlier
 from daemon.shims.handle import Handle, Health
@@ -34,6 +35,7 @@ class Registry:
         self.handles: dict[tuple[str, str], Handle] = {}
         self.strays: dict[tuple[str, str], str] = {}  # bundles nobody has on record, and why they stay
         self.is_recovering = True
+        self._doomed: list[str] = []
         self.adopted = 0
         self.supervisors = Supervisors(config, database, boot_id, nursery, self.program_of)
         self.supervisors.on_gone = self.forget
@@ -47,21 +49,29 @@ class Registry:
 
     # --- after a restart of the daemon
 
+    def load(self) -> None:
+        """Make a handle of every task on record: to be done before anybody can ask for one."""
+        for row in self.database.read(tasks.list_all):
+            handle = Handle(row)
+            handle.is_after_reboot = row.boot_id != self.boot_id
+            self.handles[row.ns, row.id] = handle
+        self._doomed = bundle.list_doomed(self.config.bundles_dir)
+
     async def recover(self) -> None:
         """Supervise every task on record, then look at what has no record. Returns once each is decided about.
 
         Blocks: as long as the slowest budget; the API is served meanwhile.
         """
-        for row in self.database.read(tasks.list_all):
-            handle = Handle(row)
-            handle.is_after_reboot = row.boot_id != self.boot_id
-            self.handles[row.ns, row.id] = handle
-            self.nursery.start_soon(self.supervisors.run_found, handle)
         found = tuple(self.handles.values())
+        for handle in found:
+            self.nursery.start_soon(self.supervisors.run_found, handle)
         for handle in found:
             await handle.wait_until(lambda handle=handle: handle.is_settled or handle.is_deleted)  # type: ignore[misc]
         self.adopted = sum(handle.health is Health.SERVING for handle in found)
+        await trio.to_thread.run_sync(bundle.remove_doomed, self._doomed)
         await self._look_at_strays()
+        with contextlib.suppress(StoreFull):
+            await self.database.write(tasks.forget_orphan_cursors)
         self.is_recovering = False
 
     async def _look_at_strays(self) -> None:
@@ -74,11 +84,13 @@ class Registry:
             extra = {"ns": key[0], "id": key[1], "bundle": path, "reason": decision.reason}
             if decision.verdict is recovery.Verdict.DISCARD and key not in self.handles:
                 log.warning("removing a bundle that is not on record", extra=extra)
+                self.strays[key] = "it is being removed"  # nobody may create it anew meanwhile
                 try:
                     await trio.to_thread.run_sync(bundle.remove, path)
+                    del self.strays[key]
                     continue
-                except (OSError, StatusError) as error:
-                    decision = dataclasses.replace(decision, reason=f"it cannot be removed: {error}")
+                except StatusError as error:
+                    decision = dataclasses.replace(decision, reason=error.message)
             log.error("a bundle is not on record", extra=extra)
             self.strays[key] = decision.reason
 

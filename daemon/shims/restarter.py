@@ -47,7 +47,7 @@ class Restarter:
         self._nursery.start_soon(self._run, handle, handle.restarter)
 
     async def _run(self, handle: Handle, scope: trio.CancelScope) -> None:
-        with scope, logs.bind(ns=handle.ns, id=handle.id):
+        with scope, logs.begin(ns=handle.ns, id=handle.id):
             try:
                 while await self._wait_and_try(handle):
                     pass

@@ -62,7 +62,7 @@ class Supervisors:
 
     async def run_found(self, handle: Handle) -> None:
         """Supervise a task found in the store, until it is gone or nothing is left to wait for."""
-        with logs.bind(ns=handle.ns, id=handle.id), handle.supervisor:
+        with logs.begin(ns=handle.ns, id=handle.id), handle.supervisor:
             await self._keep(handle)
 
     async def start_newborn(self, handle: Handle) -> ShimClient:
@@ -76,7 +76,7 @@ class Supervisors:
 
     async def _run_newborn(self, handle: Handle, *, task_status: Any) -> None:
         is_started = False
-        with logs.bind(ns=handle.ns, id=handle.id), handle.supervisor:
+        with logs.begin(ns=handle.ns, id=handle.id), handle.supervisor:
             timeout_s = self.config.timeouts.connect_s
             try:
                 async with open_client(handle.row.address, connect_timeout_s=timeout_s) as raw:
@@ -89,6 +89,10 @@ class Supervisors:
                 if not is_started:
                     raise unavailable(f"{handle.name}: its shim was started but does not answer: {error}") from None
                 self._lost(handle, error)
+            except Exception as error:
+                if not is_started:
+                    raise
+                self._failed(handle, error)
             await self._keep(handle)
 
     # --- the loop
@@ -102,10 +106,8 @@ class Supervisors:
             except (OSError, TtrpcError) as error:
                 self._lost(handle, error)
                 is_done = False
-            except Exception as error:
-                # A bug met in one task's affairs is that task's trouble, not everybody's.
-                log.exception("supervising failed")
-                handle.now(Health.UNREACHABLE, f"internal error: {error!r}")
+            except Exception as error:  # noqa: BLE001 - logged
+                self._failed(handle, error)
                 is_done = False
             if is_done:
                 return
@@ -123,6 +125,11 @@ class Supervisors:
             return
         handle.now(Health.UNREACHABLE, str(error))
         log.warning("a shim cannot be supervised", extra={"reason": str(error)})
+
+    def _failed(self, handle: Handle, error: Exception) -> None:
+        """A bug met in one task's affairs is that task's trouble, not everybody's."""
+        log.exception("supervising failed", exc_info=error)
+        handle.now(Health.UNREACHABLE, f"internal error: {error!r}")
 
     async def _round(self, handle: Handle) -> bool:
         """Ask, decide, act. True: nothing more is to be done for this task."""

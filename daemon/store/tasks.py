@@ -4,7 +4,7 @@ import dataclasses
 import sqlite3
 from typing import Any
 
-from daemon.store.records import TASK_STATES, TaskRow
+from daemon.store.records import CREATING, RESTARTING, TASK_STATES, TaskRow
 
 _COLUMNS = tuple(field.name for field in dataclasses.fields(TaskRow))
 _SELECT = f"SELECT {', '.join(_COLUMNS)} FROM tasks"  # noqa: S608 - column names are ours
@@ -61,4 +61,19 @@ def set_cursor(connection: sqlite3.Connection, incarnation: str, seq: int) -> No
         "INSERT INTO cursors VALUES (?, ?) ON CONFLICT (incarnation) "
         "DO UPDATE SET stored_seq = max(stored_seq, excluded.stored_seq)",
         (incarnation, seq),
+    )
+
+
+def forget_cursor(connection: sqlite3.Connection, incarnation: str) -> None:
+    """Of a journal that is gone."""
+    connection.execute("DELETE FROM cursors WHERE incarnation = ?", (incarnation,))
+
+
+def forget_orphan_cursors(connection: sqlite3.Connection) -> None:
+    """Cursors of tasks that never came to have a row of their own. Nothing while a task is in the making: its row does
+    not say yet which cursor is its."""
+    connection.execute(
+        "DELETE FROM cursors WHERE incarnation NOT IN (SELECT incarnation FROM tasks) "
+        "AND NOT EXISTS (SELECT 1 FROM tasks WHERE state IN (?, ?))",
+        (CREATING, RESTARTING),
     )
