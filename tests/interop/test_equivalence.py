@@ -4,8 +4,12 @@ from collections.abc import Callable
 
 import pytest
 
+import tests.interop.scenarios.clients
 import tests.interop.scenarios.execs
+import tests.interop.scenarios.lifecycle
 import tests.interop.scenarios.running
+import tests.interop.scenarios.shims
+import tests.interop.scenarios.signals
 from tests.interop.accepted import ACCEPTED
 from tests.interop.compare import Notes, differences
 from tests.interop.conftest import GO, OURS

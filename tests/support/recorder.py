@@ -81,13 +81,14 @@ os._exit(status if status >= 0 else 128 - status)
 
 
 class Hold:
-    """One frame to be held. The test waits until it is there, acts, and lets it go."""
+    """One step to be held: a frame, or a run of the shim's program. The test waits for it, acts, and lets it go."""
 
     def __init__(self, method: str, when: str) -> None:
         self.method = method
         self.when = when
         self.is_reached = threading.Event()
         self.is_released = False
+        self.is_dropped = False
 
     def wait(self) -> None:
         assert self.is_reached.wait(HOLD_S), f"no {self.when} of {self.method} came within {HOLD_S:g} s"
@@ -105,6 +106,7 @@ class Recorder:
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._selector.register(self._wake_read, selectors.EVENT_READ, lambda _: os.read(self._wake_read, 4096))
         self._links: set[Link] = set()
+        self._answers: list[tuple[Hold, Callable[[], None]]] = []  # to wrappers that are held
         self._listeners: list[socket.socket] = []
         self._is_stopping = False
         self._control = self._listen("control", self._accept_wrapper)
@@ -125,14 +127,27 @@ class Recorder:
     # --- for the test ------------------------------------------------------------------------------------------------
 
     def hold(self, method: str, when: str = "reply") -> Hold:
-        """Hold the next request or reply of a method ("Create", "Forward /tasks/exit") until `release`."""
+        """Hold the next request or reply of a method until `release`.
+
+        Methods: "Create" and so on; "Forward /tasks/exit"; "start" and "delete" for the shim's program.
+        """
         hold = Hold(method, when)
         self._holds.append(hold)
         return hold
 
-    def release(self, hold: Hold) -> None:
+    def release(self, hold: Hold, *, drop: bool = False) -> None:
+        """Let it go on, or (`drop`, frames only) never arrive: the sender died before it was sent."""
+        hold.is_dropped = drop
         hold.is_released = True
         self._wake()
+
+    def asked(self, name: str) -> int:
+        """How often a method was called so far."""
+        return sum(entry.name == name for entry in list(self.entries))
+
+    def delivered(self, kind: str = "event") -> list[Entry]:
+        """The calls that were answered without an error, in the order they were made."""
+        return [entry for entry in list(self.entries) if entry.kind == kind and entry.ended and not entry.error]
 
     def close(self) -> None:
         self._is_stopping = True
@@ -161,6 +176,9 @@ class Recorder:
                 key.data(mask)
             for link in list(self._links):
                 link.pump()
+            for item in [item for item in self._answers if item[0].is_released]:
+                self._answers.remove(item)
+                item[1]()
 
     def _listen(self, name: str, accept: Callable[[socket.socket], None]) -> str:
         path = os.path.join(self.folder, f"r{len(self._listeners)}-{name}"[:40])
@@ -199,9 +217,19 @@ class Recorder:
                 sock.close()
                 return
             words = json.loads(line)
-            reply = self._told_start(entry, words) if "argv" in words else self._told_end(entry, words)
-            talk.write(json.dumps(reply).encode() + b"\n")
-            talk.flush()
+            is_start = "argv" in words
+            reply = self._told_start(entry, words) if is_start else self._told_end(entry, words)
+            hold = self._held(entry, "request" if is_start else "reply")
+            if hold is None:
+                send(reply)
+            else:
+                self._answers.append((hold, lambda: send(reply)))
+                hold.is_reached.set()
+
+        def send(reply: dict[str, Any]) -> None:
+            with contextlib.suppress(OSError, ValueError):
+                talk.write(json.dumps(reply).encode() + b"\n")
+                talk.flush()
 
         self._selector.register(sock, selectors.EVENT_READ, answer)
 
@@ -345,6 +373,8 @@ class Way:
                 hold.is_reached.set()
                 return
             del self.queue[0]
+            if hold is not None and hold.is_dropped:
+                continue
             assert frame.data is not None
             data = pack_header(frame.length, frame.stream_id, frame.type, frame.flags) + frame.data
             try:

@@ -50,6 +50,7 @@ def normalised(text: str, replace: Iterable[tuple[str, str]] = ()) -> str:
         text = text.replace(word, name)
     text = re.sub(r"/run/containerd/s/[0-9a-f]{64}", "<socket>", text)
     text = re.sub(r"<fifos>/\d+/", "<fifos>/<n>/", text)
+    text = re.sub(r"usage: \d+", "usage: <n>", text)
     return re.sub(r"\.process\d+|process-?\d{6,}", "process<n>", text)
 
 

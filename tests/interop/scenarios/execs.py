@@ -149,9 +149,10 @@ def many_execs_at_once(play: Play) -> None:
         play.client(*play.exec_args("c1", f"e{number}", (SHELL, "-c", f"echo out{number}; exit {number}")))
         for number in range(MANY)
     ]
-    for number, client in enumerate(clients):
-        result = play.note_result(f"e{number}", client.finish())
-        assert (result.exit, result.out) == (number, b"out%d\n" % number)
+    results = [client.finish() for client in clients]
+    play.note("exits", [result.exit for result in results])
+    whole = sum(result.out == b"out%d\n" % number for number, result in enumerate(results))
+    play.note("outputs that came whole", whole)
     play.note_state("c1")
     play.remove("c1")
 

@@ -193,7 +193,7 @@ def log_through_a_program(play: Play) -> None:
     program = os.path.join(play.box.folder, "logger")
     with open(program, "w", encoding="utf-8") as file:
         file.write(
-            f"#!/bin/sh\nenv | grep CONTAINER_ | sort >{log}.env\necho \"$@\" >{log}.args\n"
+            f"#!/bin/sh\ntrap '' TERM\nenv | grep CONTAINER_ | sort >{log}.env\necho \"$@\" >{log}.args\n"
             f"exec 6>&5 5>&- 6>&-\ncat <&3 >{log}.out & cat <&4 >{log}.err & exec 3<&- 4<&-\nwait\n>{log}.end\n"
         )
     os.chmod(program, 0o755)
