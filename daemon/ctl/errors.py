@@ -13,7 +13,7 @@ Exit codes, the same for every command:
     141        whoever read our output went away (head, less)
 """
 
-from ttrpc.errors import ConnectionLost, DeadlineExceeded, PeerViolation, StatusError
+from ttrpc.errors import ConnectionLost, PeerViolation, StatusError
 from ttrpc.status import Code
 
 EXIT_UNKNOWN = 123
@@ -66,7 +66,7 @@ def sentence_of(error: BaseException) -> tuple[str, str]:
     """An expected error as (what happened, what to do next); the second may be empty."""
     if isinstance(error, CtlError):
         return error.message, error.hint
-    if isinstance(error, DeadlineExceeded):
+    if isinstance(error, StatusError) and error.code == Code.DEADLINE_EXCEEDED:
         return "no answer in time: " + error.message, "see what hangs: shimctl daemon info, shimctl shim list"
     if isinstance(error, StatusError):
         return error.message, _HINTS.get(error.code, "")

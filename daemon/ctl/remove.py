@@ -38,18 +38,18 @@ def kill_now(daemon: "Daemon", container_id: str) -> None:
     from daemon.ctl import resume
     from daemon.ctl.client import TASKS
     from ttrpc.api import tasks
-    from ttrpc.errors import DeadlineExceeded, StatusError
+    from ttrpc.errors import StatusError
     from ttrpc.status import Code
 
     try:
         resume.kill(daemon, container_id, SIGKILL, everyone=True)
         daemon.call(TASKS, "Wait", tasks.WaitRequest(container_id=container_id), timeout_s=DEATH_S)
-    except DeadlineExceeded:
-        raise CtlError(
-            f"{container_id} did not end within {DEATH_S:g} s of SIGKILL",
-            hint=f"see what its processes hang in: shimctl top {container_id}",
-        ) from None
     except StatusError as error:
+        if error.code == Code.DEADLINE_EXCEEDED:
+            raise CtlError(
+                f"{container_id} did not end within {DEATH_S:g} s of SIGKILL",
+                hint=f"see what its processes hang in: shimctl top {container_id}",
+            ) from None
         if error.code != Code.NOT_FOUND:
             raise
 

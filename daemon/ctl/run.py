@@ -227,6 +227,7 @@ def _run_here(args: argparse.Namespace, making: Making) -> int:
 def _finish(args: argparse.Namespace, making: Making, ending: "Ending") -> int:
     """What a foreground run does once its stream is over: remove if asked to, and answer."""
     from daemon.ctl import foreground
+    from daemon.ctl.client import say
     from daemon.ctl.session import DETACHED, ENDED, FORCED, READER_GONE
 
     container_id = making.container_id
@@ -242,6 +243,8 @@ def _finish(args: argparse.Namespace, making: Making, ending: "Ending") -> int:
             return code
     else:
         code = foreground.code_of(making.daemon, ending, container_id)
+        if args.restart != "no":
+            say(f"its restart policy ({args.restart}) decides what comes next; to end it: shimctl stop {container_id}")
     if args.remove:
         _remove_after(making)
     return code

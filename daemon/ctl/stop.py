@@ -42,7 +42,7 @@ def _finish(daemon: "Daemon", container_id: str, until: float) -> None:
     from daemon.ctl import remove
     from daemon.ctl.client import TASKS
     from ttrpc.api import tasks
-    from ttrpc.errors import DeadlineExceeded, StatusError
+    from ttrpc.errors import StatusError
     from ttrpc.status import Code
 
     remaining_s = until - time.monotonic()
@@ -50,12 +50,11 @@ def _finish(daemon: "Daemon", container_id: str, until: float) -> None:
         if remaining_s > 0:
             daemon.call(TASKS, "Wait", tasks.WaitRequest(container_id=container_id), timeout_s=remaining_s)
             return
-    except DeadlineExceeded:
-        pass
     except StatusError as error:
         if error.code == Code.NOT_FOUND:
             return
-        raise
+        if error.code != Code.DEADLINE_EXCEEDED:
+            raise
     remove.kill_now(daemon, container_id)
 
 

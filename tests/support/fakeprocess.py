@@ -161,7 +161,10 @@ class FakeProcess:
             self.status = process.STOPPED
             self.over.set()
             return
-        os.killpg(self.pid, number)
+        try:
+            os.killpg(self.pid, number)
+        except ProcessLookupError:  # reaped, and about to be told
+            raise StatusError(Code.NOT_FOUND, "process already finished") from None
 
     def pause(self) -> None:
         os.killpg(self.pid, signal.SIGSTOP)

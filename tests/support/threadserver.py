@@ -107,6 +107,8 @@ class Link:
             reply = b"" if answered is None else answered.SerializeToString()
         except StatusError as error:
             status = error.status
+        except Exception as error:  # noqa: BLE001 - the caller must hear of it, or it waits for ever
+            status = Status(Code.INTERNAL, repr(error))
         if when == AFTER:
             self._server.lose_connections()
             return
