@@ -54,6 +54,8 @@ def _key(default: Any, doc: str, check: Callable[[Any], str | None] | None = Non
 
 @dataclasses.dataclass(frozen=True)
 class Socket:
+    """[socket]: where clients reach us, and who may."""
+
     path: str = _key("", "Where clients connect (ttrpc). Empty: <state_dir>/shimd.sock.ttrpc", _absolute_or_empty)
     mode: int = _key(
         0o600, "Who may connect at all; a ttrpc peer must be our own user in any case", _mode, form="octal"
@@ -65,12 +67,16 @@ class Socket:
 
 @dataclasses.dataclass(frozen=True)
 class Log:
+    """[log]: what is told, in which form."""
+
     level: str = _key("info", "debug, info, warning or error", _one_of("debug", "info", "warning", "error"))
     format: str = _key("text", "text, or json for one object per line", _one_of("text", "json"))
 
 
 @dataclasses.dataclass(frozen=True)
 class Runtime:
+    """[runtimes."NAME"]: programs behind one runtime's name."""
+
     shim: str = _key("", "The shim's program. Empty: found from the runtime's name, as containerd does")
     runc: str = _key("", "The runc-compatible program the shim is told to use. Empty: runc")
     systemd_cgroup: bool = _key(False, "Let systemd make the cgroups")
@@ -78,6 +84,8 @@ class Runtime:
 
 @dataclasses.dataclass(frozen=True)
 class Timeouts:
+    """[timeouts]: our own limit for each kind of call; a client's earlier deadline wins."""
+
     shim_start_s: float = _key(30.0, "Starting a shim, until it has printed its address", _positive)
     shim_delete_s: float = _key(15.0, "A shim's `delete`, which clears what a dead shim left", _positive)
     connect_s: float = _key(5.0, "Connecting to a shim just started", _positive)
@@ -95,6 +103,8 @@ class Timeouts:
 
 @dataclasses.dataclass(frozen=True)
 class Recovery:
+    """[recovery]: how shims are asked after a restart, and how sick ones are asked again."""
+
     parallel: int = _key(32, "Shims asked at once after a restart", _positive)
     budget_s: float = _key(
         2.0, "For each; a shim slower than this is listed as unreachable and asked again later", _positive
@@ -107,6 +117,8 @@ class Recovery:
 
 @dataclasses.dataclass(frozen=True)
 class Events:
+    """[events]: how much of the past is kept, and how slow a live reader may be."""
+
     keep_count: int = _key(100_000, "Stored events kept for `--since`; the oldest go first. 0: no limit", _not_negative)
     keep_age_s: float = _key(7 * 86400.0, "Stored events kept at most this long. 0: no limit", _not_negative)
     max_lag: int = _key(8192, "A live subscriber this many events behind is cut off", _positive)
@@ -115,6 +127,8 @@ class Events:
 
 @dataclasses.dataclass(frozen=True)
 class Restart:
+    """[restart]: pauses between restarts by policy."""
+
     backoff_min_s: float = _key(
         0.1, "Pause before the first restart by policy; doubles with each further one", _positive
     )

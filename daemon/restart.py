@@ -22,6 +22,8 @@ _TRUE = ("1", "t", "T", "true", "TRUE", "True")  # what Go's strconv.ParseBool t
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Policy:
+    """What a user wants to happen after an exit."""
+
     name: str
     max_restarts: int = 0  # of on-failure; 0: no limit
 
@@ -39,6 +41,8 @@ class Ended:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Backoff:
+    """How pauses between restarts grow, and when they begin anew."""
+
     min_s: float
     max_s: float
     reset_after_s: float

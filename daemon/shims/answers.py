@@ -79,6 +79,7 @@ def exec_of_record(container_id: str, record: "ExitRecord") -> "Process":
 
 
 def wait_response(record: "ExitRecord") -> "WaitResponse":
+    """An exit as containerd tells it: one number and a time."""
     made = tasks.WaitResponse(exit_status=exit_status(record))
     made.exited_at.CopyFrom(wkt.timestamp(wkt.nanoseconds(record.exited_at)))
     return made

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from ttrpc.api.task import DeleteResponse
     from ttrpc.api.wkt import Any as ProtoAny
 
+MAX_OUTPUT_BYTES = 1 << 20  # more is read, so that nobody blocks, and dropped
+REAP_TIMEOUT_S = 5.0  # after SIGKILL
 MAX_OUTPUT_CHARS = 8192  # of a failed shim's words in an error; the rest is in its log
 RUNC_OPTIONS = "containerd.runc.v1.Options"
 # A group of its own, in our session, so that its end takes its helpers along. trio's annotations lack the argument.
@@ -147,30 +149,55 @@ async def delete(
 async def _run(
     program: Program, argv: list[str], bundle: str, stdin: bytes | None, timeout_s: float, *, join_stderr: bool
 ) -> tuple[int, bytes]:
-    done = None
+    """Run to the end of its output and its own; what takes too long is killed with all it started in its group."""
     try:
-        with trio.move_on_after(timeout_s):
-            done = await trio.run_process(
-                argv,
-                stdin=stdin if stdin is not None else subprocess.DEVNULL,
-                capture_stdout=True,
-                stderr=subprocess.STDOUT if join_stderr else subprocess.DEVNULL,
-                check=False,
-                cwd=bundle,
-                env=program.environ(),
-                deliver_cancel=_kill_group,
-                **_OWN_GROUP,
-            )
+        process = await trio.lowlevel.open_process(
+            argv,
+            stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT if join_stderr else subprocess.DEVNULL,
+            cwd=bundle,
+            env=program.environ(),
+            **_OWN_GROUP,
+        )
     except OSError as error:
         raise unavailable(f"{argv[0]} could not be run: {error.strerror}") from None
-    if done is None:
+    is_over = False
+    try:
+        with trio.move_on_after(timeout_s):
+            output = await _converse(process, stdin or b"")
+            # Reaped only now: until here the zombie keeps its pid, and with it the group's id, from being used again.
+            status = await process.wait()
+            is_over = True
+            return status, output
         raise unavailable(f"{argv[0]} {argv[-1]} was not done after {timeout_s:g} s; it was killed")
-    return done.returncode, done.stdout
+    finally:
+        if not is_over:
+            await _kill_group(process)
+
+
+async def _converse(process: trio.Process, stdin: bytes) -> bytes:
+    """Say what there is to say, which a pipe holds at once, and read everything that is said."""
+    if process.stdin is not None:
+        async with process.stdin:
+            try:
+                await process.stdin.send_all(stdin)
+            except trio.BrokenResourceError:
+                pass  # it did not want to hear it; what it says tells more
+    parts: list[bytes] = []
+    assert process.stdout is not None
+    async with process.stdout:
+        async for part in process.stdout:
+            if sum(map(len, parts)) < MAX_OUTPUT_BYTES:
+                parts.append(bytes(part))
+    return b"".join(parts)
 
 
 async def _kill_group(process: trio.Process) -> None:
-    """The program and what it started that did not make itself a group of its own."""
+    """The program and what it started that did not make itself a group of its own; then reap it."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
         pass
+    with trio.CancelScope(shield=True, deadline=trio.current_time() + REAP_TIMEOUT_S):
+        await process.wait()

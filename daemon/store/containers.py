@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 
 def get(connection: sqlite3.Connection, ns: str, container_id: str) -> "Container | None":
+    """One container's record, a copy of the caller's own."""
     found = connection.execute("SELECT record FROM containers WHERE ns = ? AND id = ?", (ns, container_id)).fetchone()
     return containers.Container.FromString(found[0]) if found else None
 
@@ -51,6 +52,7 @@ def namespace_labels(connection: sqlite3.Connection, name: str) -> dict[str, str
 
 
 def list_namespaces(connection: sqlite3.Connection) -> list[tuple[str, dict[str, str]]]:
+    """Every one that was ever written to, with its labels, by name."""
     rows = connection.execute("SELECT name, labels FROM namespaces ORDER BY name").fetchall()
     return [(name, json.loads(labels)) for name, labels in rows]
 
@@ -72,6 +74,7 @@ def delete_namespace(connection: sqlite3.Connection, name: str) -> None:
 
 
 def is_namespace_empty(connection: sqlite3.Connection, name: str) -> bool:
+    """Whether neither containers nor tasks are in it; events and exits of the past do not count."""
     found = connection.execute(
         "SELECT EXISTS (SELECT 1 FROM containers WHERE ns = ?1) OR EXISTS (SELECT 1 FROM tasks WHERE ns = ?1)", (name,)
     ).fetchone()
@@ -82,6 +85,7 @@ def is_namespace_empty(connection: sqlite3.Connection, name: str) -> bool:
 
 
 def get_meta(connection: sqlite3.Connection, key: str) -> str | None:
+    """A fact about the store itself, such as the server's uuid."""
     found = connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
     return str(found[0]) if found else None
 

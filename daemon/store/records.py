@@ -55,6 +55,8 @@ class NewEvent:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StoredEvent:
+    """An event as it was stored; seq is the cursor of whoever has read it."""
+
     seq: int
     at_ns: int
     ns: str
@@ -78,6 +80,8 @@ class NewExit:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StoredExit:
+    """An exit as it was stored; seq orders exits of all tasks."""
+
     seq: int
     container_id: str
     incarnation: str

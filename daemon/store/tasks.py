@@ -12,6 +12,7 @@ _INSERT = f"INSERT INTO tasks ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * l
 
 
 def get(connection: sqlite3.Connection, ns: str, container_id: str) -> TaskRow | None:
+    """The row of a container's task, if it has one."""
     found = connection.execute(f"{_SELECT} WHERE ns = ? AND id = ?", (ns, container_id)).fetchone()
     return TaskRow(**dict(zip(_COLUMNS, found, strict=True))) if found else None
 

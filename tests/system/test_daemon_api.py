@@ -70,23 +70,6 @@ def test_a_life_by_the_api(box: DaemonBox) -> None:
         box.task("c1", "e1")
     assert box.wait("c1", "e1").exit_status == 4  # stored, so also after its deletion
 
-    pids = box.tasks("ListPids", tasks.ListPidsRequest(container_id="c1")).processes
-    assert pid in [one.pid for one in pids]
-    box.tasks("Pause", tasks.PauseTaskRequest(container_id="c1"))
-    assert box.task("c1").status == process.PAUSED
-    paused = box.tasks("List", tasks.ListTasksRequest(filter="status==paused")).tasks
-    assert [one.id for one in paused] == ["c1"]
-    box.tasks("Resume", tasks.ResumeTaskRequest(container_id="c1"))
-    limits = wkt.any_of("types.containerd.io/opencontainers/runtime-spec/1/LinuxResources", b'{"pids":{"limit":99}}')
-    box.tasks("Update", tasks.UpdateTaskRequest(container_id="c1", resources=limits))
-    (metric,) = box.tasks("Metrics", tasks.MetricsRequest(filters=["id==c1"])).metrics
-    messages = {
-        "io.containerd.cgroups.v1.Metrics": cgroups1.Metrics,
-        "io.containerd.cgroups.v2.Metrics": cgroups2.Metrics,
-    }
-    assert messages[metric.data.type_url].FromString(metric.data.value).pids.limit == 99
-    assert list(box.tasks("Metrics", tasks.MetricsRequest(filters=["id==other"])).metrics) == []
-
     box.signal("c1", signal.SIGKILL)
     assert box.wait("c1").exit_status == 137
     with refused(Code.NOT_FOUND, "already finished"):
@@ -103,11 +86,31 @@ def test_a_life_by_the_api(box: DaemonBox) -> None:
         "/tasks/exec-added",
         "/tasks/exec-started",
         "/tasks/exit",
-        "/tasks/paused",
-        "/tasks/resumed",
         "/tasks/exit",
         "/tasks/delete",
     ]
+
+
+def test_what_can_be_done_to_a_running_task(box: DaemonBox) -> None:
+    """Its processes, pause and resume, limits, metrics."""
+    pid = box.run("c1", "sleep", "1000")
+    pids = box.tasks("ListPids", tasks.ListPidsRequest(container_id="c1")).processes
+    assert pid in [one.pid for one in pids]
+    box.tasks("Pause", tasks.PauseTaskRequest(container_id="c1"))
+    assert box.task("c1").status == process.PAUSED
+    paused = box.tasks("List", tasks.ListTasksRequest(filter="status==paused")).tasks
+    assert [one.id for one in paused] == ["c1"]
+    box.tasks("Resume", tasks.ResumeTaskRequest(container_id="c1"))
+    limits = wkt.any_of("types.containerd.io/opencontainers/runtime-spec/1/LinuxResources", b'{"pids":{"limit":99}}')
+    box.tasks("Update", tasks.UpdateTaskRequest(container_id="c1", resources=limits))
+    (metric,) = box.tasks("Metrics", tasks.MetricsRequest(filters=["id==c1"])).metrics
+    messages = {
+        "io.containerd.cgroups.v1.Metrics": cgroups1.Metrics,
+        "io.containerd.cgroups.v2.Metrics": cgroups2.Metrics,
+    }
+    assert messages[metric.data.type_url].FromString(metric.data.value).pids.limit == 99
+    assert list(box.tasks("Metrics", tasks.MetricsRequest(filters=["id==other"])).metrics) == []
+    wait_until(lambda: box.topics("c1")[-2:] == ["/tasks/paused", "/tasks/resumed"], what="both to be told")
 
 
 def test_a_created_task_that_was_never_started_can_be_deleted(box: DaemonBox) -> None:

@@ -1,0 +1,351 @@
+"""The small parts around a shim: places in a queue, undoing, waiting, processes by identity, bundles, programs."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from daemon import procfs
+from daemon.config import Config, Runtime
+from daemon.procfs import Identity
+from daemon.shims import asking, bundle, evidence, launch
+from daemon.shims.handle import Handle, Health
+from daemon.shims.turnstile import Turnstile
+from daemon.shims.undo import UndoStack
+from daemon.store.records import CREATING, RUNNING, TaskRow
+from ttrpc.api import runc, wkt
+from ttrpc.errors import StatusError
+from ttrpc.status import Code
+
+
+def a_row(**changes: object) -> TaskRow:
+    values: dict[str, object] = {
+        "ns": "default",
+        "id": "c1",
+        "state": RUNNING,
+        "runtime": "r",
+        "shim_path": "/s",
+        "bundle": "/no/such/bundle",
+        "boot_id": procfs.boot_id(),
+        "request": b"",
+        "created_at_ns": 1,
+        **changes,
+    }
+    return TaskRow(**values)  # type: ignore[arg-type]
+
+
+# --- the turnstile
+
+
+async def test_a_slow_one_gives_up_its_place(autojump_clock: trio.testing.MockClock) -> None:
+    """Two places, two that never move: the third waits for their patience, not for them."""
+    turnstile = Turnstile(2, patience_s=0.2)
+    passed: list[tuple[str, float]] = []
+
+    async def pass_through(name: str, *, leaves: bool) -> None:
+        place = await turnstile.enter(nursery)
+        passed.append((name, trio.current_time() - began))
+        if leaves:
+            place.leave()
+            place.leave()  # twice gives back one place
+
+    async with trio.open_nursery() as nursery:
+        began = trio.current_time()
+        for name in ("stuck-1", "stuck-2"):
+            await pass_through(name, leaves=False)
+        for name in ("third", "fourth", "fifth"):
+            await pass_through(name, leaves=True)
+    assert [name for name, at in passed if at < 0.1] == ["stuck-1", "stuck-2"]
+    assert all(0.2 <= at < 0.3 for name, at in passed[2:])
+
+
+# --- undoing
+
+
+async def test_undo_runs_in_reverse_and_to_its_end() -> None:
+    """What fails does not keep the rest from being undone, nor does the caller's cancellation."""
+    undone: list[str] = []
+
+    async def step(name: str, *, fails: bool = False) -> None:
+        await trio.lowlevel.checkpoint()
+        undone.append(name)
+        if fails:
+            raise OSError(name)
+
+    stack = UndoStack()
+    stack.push("one", lambda: step("one"))
+    stack.push("two", lambda: step("two", fails=True))
+    stack.push("three", lambda: step("three"))
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        is_complete = await stack.unwind(5.0)
+    assert undone == ["three", "two", "one"]
+    assert is_complete is False
+    assert await stack.unwind(5.0) is True  # nothing is undone twice
+
+
+async def test_undo_is_bounded(autojump_clock: trio.testing.MockClock) -> None:
+    """A step that hangs costs its time, and is reported as not undone."""
+    stack = UndoStack()
+    stack.push("hangs", trio.sleep_forever)
+    assert await stack.unwind(3.0) is False
+    assert trio.current_time() == pytest.approx(3.0)
+
+
+# --- the handle
+
+
+async def test_callers_wait_for_a_connection_but_not_for_a_sick_shim(autojump_clock: trio.testing.MockClock) -> None:
+    """Connecting is waited for, within the limit; unreachable and deleted are told at once."""
+    handle = Handle(a_row())
+    with pytest.raises(StatusError, match="not asked yet") as caught:
+        await handle.connected(2.0)
+    assert (caught.value.code, trio.current_time()) == (Code.UNAVAILABLE, pytest.approx(2.0))
+    handle.now(Health.UNREACHABLE, "its socket does not answer")
+    with pytest.raises(StatusError, match="its socket does not answer"):
+        await handle.connected(2.0)
+    assert trio.current_time() == pytest.approx(2.0)
+    handle.committed(None)
+    with pytest.raises(StatusError) as caught:
+        await handle.connected(2.0)
+    assert caught.value.code == Code.NOT_FOUND
+
+
+async def test_one_operation_at_a_time(autojump_clock: trio.testing.MockClock) -> None:
+    """The second waits, and is told by what it was kept."""
+    handle = Handle(a_row())
+
+    async def try_restart() -> None:
+        with pytest.raises(StatusError, match=r"another operation \(delete\)") as caught:
+            async with handle.exclusively("restart", 1.0):
+                pass
+        assert caught.value.code == Code.ABORTED
+
+    async with handle.exclusively("delete", 1.0), trio.open_nursery() as nursery:
+        nursery.start_soon(try_restart)
+    async with handle.exclusively("restart", 1.0):
+        assert handle.operation == "restart"
+
+
+# --- processes
+
+
+async def test_a_pid_is_only_its_process_with_its_start_time() -> None:
+    """Another start time is another process; a zombie is over; the wait ends with the process."""
+    with subprocess.Popen(["sleep", "1000"]) as child:  # noqa: ASYNC220 - not trio's: its pid is what is tested
+        found = procfs.identify(child.pid)
+        assert found is not None
+        assert found.is_running()
+        assert not Identity(child.pid, found.start_ticks + 1).is_running()
+        assert not procfs.kill(Identity(child.pid, found.start_ticks + 1))
+        me = procfs.identify(os.getpid())
+        assert me is not None
+        assert procfs.identify_child(child.pid, me) == found
+        assert procfs.identify_child(1, me) is None
+        assert await procfs.wait_gone(found, 0.01) is False
+        assert procfs.kill(found, signal.SIGKILL)
+        with trio.fail_after(5):
+            assert await procfs.wait_gone(found, 5.0) is True
+        assert not found.is_running()
+        child.wait()
+    assert procfs.identify(child.pid) is None
+    assert await procfs.wait_gone(found, 5.0) is True
+
+
+def test_who_works_in_a_directory(tmp_path: Path) -> None:
+    """By working directory, also after it was removed; nobody else."""
+    work = tmp_path / "bundle"
+    (work / "inner").mkdir(parents=True)
+    with (
+        subprocess.Popen(["sleep", "1000"], cwd=work) as here,
+        subprocess.Popen(["sleep", "1000"], cwd=work / "inner") as inner,
+    ):
+        try:
+            assert [process.pid for process in procfs.working_in(str(work))] == [here.pid]
+            (work / "inner").rmdir()
+            work.rmdir()
+            assert [process.pid for process in procfs.working_in(str(work))] == [here.pid]
+        finally:
+            here.kill()
+            inner.kill()
+
+
+# --- bundles
+
+
+def test_a_bundle_is_made_private_and_once(tmp_path: Path) -> None:
+    """0700, the spec as it is and 0600 because it may hold secrets; a second one of the name is refused."""
+    path = tmp_path / "ns" / "c1"
+    bundle.make(str(path), b'{"x": 1}')
+    assert path.stat().st_mode & 0o777 == 0o700
+    assert (path / "config.json").read_bytes() == b'{"x": 1}'
+    assert (path / "config.json").stat().st_mode & 0o777 == 0o600
+    with pytest.raises(StatusError) as caught:
+        bundle.make(str(path), b"{}")
+    assert caught.value.code == Code.ALREADY_EXISTS
+    assert bundle.list_bundles(str(tmp_path)) == [("ns", "c1")]
+    bundle.remove(str(path))
+    bundle.remove(str(path))
+    assert os.listdir(tmp_path / "ns") == []
+
+
+def test_a_removal_that_was_cut_is_finished_by_the_next_start(tmp_path: Path) -> None:
+    """Dotted names are no containers."""
+    (tmp_path / "ns" / ".c1.abcd" / "deep").mkdir(parents=True)
+    assert bundle.list_bundles(str(tmp_path)) == []
+    doomed = bundle.list_doomed(str(tmp_path))
+    assert doomed == [str(tmp_path / "ns" / ".c1.abcd")]
+    bundle.remove_doomed(doomed)
+    assert os.listdir(tmp_path / "ns") == []
+
+
+@pytest.mark.root
+def test_removing_never_goes_through_a_mount(tmp_path: Path) -> None:
+    """What was mounted keeps every file; the mount is gone."""
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "file").write_text("keep")
+    path = tmp_path / "ns" / "c1"
+    bundle.make(str(path), b"{}")
+    subprocess.run(["mount", "--bind", str(precious), str(path / "rootfs")], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(path / "rootfs")], check=True)
+    assert len(procfs.mounts_under(str(path))) == 2
+    bundle.remove(str(path))
+    assert (precious / "file").read_text() == "keep"
+    assert procfs.mounts_under(str(path)) == []
+    assert not path.exists()
+
+
+# --- evidence
+
+
+EXIT_FILE = (
+    '{"version": 1, "container_id": "c1", "exec_id": "", "seq": 4, "pid": 7, "exited_at_ns": 5000000000, "code": 3,'
+    '"signal": null, "source": 1, "oom": false, "core_dumped": false, "started_at_ns": 4000000000, "start_ticks": 9,'
+    '"boot_id": "b", "incarnation": "i"}'
+)
+
+
+def test_exit_records_are_read_as_the_shim_wrote_them() -> None:
+    """Code or signal, never both; a damaged or foreign one proves nothing."""
+    record = evidence.exit_from_json(EXIT_FILE)
+    assert record is not None
+    assert (record.code, record.HasField("signal"), record.seq, record.incarnation) == (3, False, 4, "i")
+    assert wkt.nanoseconds(record.exited_at) == 5_000_000_000
+    for damaged in ("", "{", "[]", EXIT_FILE[:-5], EXIT_FILE.replace('"version": 1', '"version": 2'), '{"version": 1}'):
+        assert evidence.exit_from_json(damaged) is None
+
+
+def test_what_a_bundle_proves(tmp_path: Path) -> None:
+    """Shim and init by their recorded identities; without any record only by who works there."""
+    path = str(tmp_path / "c1")
+    gone, me = Identity(2**22 - 1, 1), procfs.identify(os.getpid())
+    assert me is not None
+    boot_id = procfs.boot_id()
+    nothing = evidence.gather(path, a_row(state=CREATING, bundle=path), boot_id)
+    assert (nothing.has_bundle, nothing.shim.value, nothing.init.value) == (False, "gone", "unknown")
+    bundle.make(path, b"{}")
+    row = a_row(bundle=path, shim_pid=gone.pid, shim_start_ticks=1, pid=me.pid, pid_start_ticks=me.start_ticks)
+    found = evidence.gather(path, row, boot_id)
+    assert (found.shim.value, found.init.value, found.init_exit) == ("gone", "alive", None)
+    Path(path, "state.json").write_text(
+        f'{{"boot_id": "{boot_id}", "shim_pid": {me.pid}, "shim_start_ticks": {me.start_ticks}, "incarnation": "i"}}'
+    )
+    assert evidence.gather(path, row, boot_id).shim.value == "silent"  # a successor's
+    Path(path, "exits").mkdir()
+    Path(path, "exits", "init.json").write_text(EXIT_FILE)
+    found = evidence.gather(path, row, "another boot")
+    assert (found.init.value, found.incarnation) == ("dead", "i")
+    assert found.init_exit is not None
+
+
+# --- programs
+
+
+def test_a_runtime_is_found_as_containerd_finds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Configuration first, an absolute path as it is, else the last two parts of the name in PATH or beside us."""
+    program = tmp_path / "containerd-shim-test-v2"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert launch.resolve("io.containerd.test.v2", "", {}) == str(program)
+    assert launch.resolve(str(program), "", {}) == str(program)
+    assert launch.resolve("my.own", "", {"my.own": Runtime(shim=str(program))}) == str(program)
+    assert launch.resolve("my.own", str(program), {"my.own": Runtime(shim="/other")}) == str(program)
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "shimd")])
+    assert launch.resolve("io.containerd.test.v2", "", {}) == str(program)
+    for runtime, code in (("io.containerd.none.v2", Code.NOT_FOUND), ("plain", Code.INVALID_ARGUMENT)):
+        with pytest.raises(StatusError) as caught:
+            launch.resolve(runtime, "", {})
+        assert caught.value.code == code
+
+
+def test_options_are_the_clients_completed_by_ours() -> None:
+    """Root and binary from the configuration where the client says nothing; foreign options as they are."""
+    config = Config(state_dir="/run/x", runtimes={"r": Runtime(runc="crun", systemd_cgroup=True)})
+    ours = runc.Options.FromString(launch.options_for(config, "r", None).value)
+    assert (ours.root, ours.binary_name, ours.systemd_cgroup) == ("/run/x/runc", "crun", True)
+    theirs = wkt.pack(runc.Options(root="/mine", binary_name="youki"))
+    kept = runc.Options.FromString(launch.options_for(config, "r", theirs).value)
+    assert (kept.root, kept.binary_name) == ("/mine", "youki")
+    foreign = wkt.any_of("some.other.Options", b"\x01")
+    assert launch.options_for(config, "r", foreign) is foreign
+    with pytest.raises(StatusError):
+        launch.options_for(config, "r", wkt.any_of("containerd.runc.v1.Options", b"\xff"))
+
+
+def a_program(tmp_path: Path, script: str) -> launch.Program:
+    path = tmp_path / "shim"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return launch.Program(str(path), "/run/x/shimd.sock", "/usr/bin/shimd", "/run/x/s")
+
+
+async def test_start_is_containerds_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arguments, working directory, options on stdin; what is ours alone is not in its environment."""
+    monkeypatch.setenv("NOTIFY_SOCKET", "/secret")
+    monkeypatch.setenv("TTRPC_ADDRESS", "/other")
+    script = 'echo "$@" > args; pwd > cwd; cat > stdin; env > env; echo unix:///run/x/s/hash'
+    program = a_program(tmp_path, script)
+    address = await launch.start(program, "ns", "c1", str(tmp_path), wkt.any_of("t", b"v"), 10.0)
+    assert address == "/run/x/s/hash"
+    expected = "-namespace ns -address /run/x/shimd.sock -publish-binary /usr/bin/shimd -id c1 start\n"
+    assert (tmp_path / "args").read_text() == expected
+    assert (tmp_path / "cwd").read_text() == f"{tmp_path}\n"
+    assert (tmp_path / "stdin").read_bytes() == wkt.any_of("t", b"v").SerializeToString()
+    environ = (tmp_path / "env").read_text()
+    assert "SHIMD_SOCKET_DIR=/run/x/s\n" in environ
+    assert "NOTIFY_SOCKET" not in environ
+    assert "TTRPC_ADDRESS" not in environ
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "words"),
+    [
+        ("echo it is broken >&2; exit 3", Code.UNKNOWN, "it is broken: exit status 3"),
+        ("exit 1", Code.UNKNOWN, "it said nothing"),
+        ("echo hello", Code.UNKNOWN, "no socket address"),
+        ("exec sleep 1000", Code.UNAVAILABLE, "was not done after"),
+        ("sleep 1000 & echo unix:///x", Code.UNAVAILABLE, "was not done after"),  # keeps our pipe open
+    ],
+)
+async def test_a_start_that_goes_wrong(tmp_path: Path, script: str, code: Code, words: str) -> None:
+    """Its own words, or that it took too long; whatever it started is killed with it."""
+    with pytest.raises(StatusError, match=words) as caught, trio.fail_after(20):
+        await launch.start(a_program(tmp_path, script), "ns", "c1", str(tmp_path), wkt.any_of("t", b""), 0.5)
+    assert caught.value.code == code
+    assert list(procfs.working_in(str(tmp_path))) == []
+
+
+def test_a_shims_socket_is_where_containerds_rule_puts_it() -> None:
+    """sha256 of address, namespace and id joined as paths; observed with containerd 1.6."""
+    made = asking.socket_path("/run/containerd/s", "/run/containerd/containerd.sock", "default", "c1")
+    # printf %s /run/containerd/containerd.sock/default/c1 | sha256sum
+    assert made == "/run/containerd/s/d25aa4ef11a84e954e74a5bcff06557d0b6ea8d0c00243896f29826694bbd888"
+    assert made == asking.socket_path("/run/containerd/s", "/run/containerd//containerd.sock/", "default", "c1")
