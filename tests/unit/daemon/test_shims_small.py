@@ -18,6 +18,7 @@ from daemon.shims.handle import Handle, Health
 from daemon.shims.turnstile import Turnstile
 from daemon.shims.undo import UndoStack
 from daemon.store.records import CREATING, RUNNING, TaskRow
+from tests.support.waiting import wait_until
 from ttrpc.api import runc, wkt
 from ttrpc.errors import StatusError
 from ttrpc.status import Code
@@ -340,7 +341,7 @@ async def test_a_start_that_goes_wrong(tmp_path: Path, script: str, code: Code, 
     with pytest.raises(StatusError, match=words) as caught, trio.fail_after(20):
         await launch.start(a_program(tmp_path, script), "ns", "c1", str(tmp_path), wkt.any_of("t", b""), 0.5)
     assert caught.value.code == code
-    assert list(procfs.working_in(str(tmp_path))) == []
+    wait_until(lambda: not list(procfs.working_in(str(tmp_path))), what="all it started to be gone")
 
 
 def test_a_shims_socket_is_where_containerds_rule_puts_it() -> None:
