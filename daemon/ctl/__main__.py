@@ -45,7 +45,11 @@ def main(argv: "Sequence[str] | None" = None) -> int:
 def _run(words: "list[str]") -> int:
     from daemon.ctl import commands
 
-    early, rest = _global_options(words)
+    try:
+        early, rest = _global_options(words)
+    except _WrongUsage as wrong:
+        complain(*wrong.args)
+        return 2
     name, entry, arguments = commands.find(rest)
     if entry is None:
         return _no_such_command(name, early)
@@ -118,31 +122,56 @@ def add_global_options(parser: "argparse.ArgumentParser") -> None:
 
 
 def _global_options(words: "list[str]") -> "tuple[argparse.Namespace, list[str]]":
-    """First stage: options before the command's name. Returns them with defaults filled in, and what follows."""
+    """First stage: options before the command's name. Returns them with defaults filled in, and what follows.
+
+    By hand, because an argparse parser for these few would cost as much as the whole second stage.
+    """
     import argparse
 
-    parser = argparse.ArgumentParser(prog="shimctl", add_help=False, allow_abbrev=False)
-    add_global_options(parser)
-    parser.add_argument("-h", "--help", action="store_true", dest="show_help")
-    parser.add_argument("-V", "--version", action="store_true", dest="show_version")
-    parser.add_argument("words", nargs=argparse.REMAINDER)
-    early = parser.parse_args(words)
-    rest: list[str] = early.words
-    del early.words
-    if early.show_version:
-        rest = ["version", *rest]
-    defaults = {
-        "address": os.environ.get("SHIMD_ADDRESS") or DEFAULT_ADDRESS,
-        "namespace": os.environ.get("SHIMD_NAMESPACE") or "default",
-        "state": os.environ.get("SHIMD_STATE") or DEFAULT_STATE,
-        "reconnect": PATIENCE_S,
-    }
-    for name, value in defaults.items():
-        if not hasattr(early, name):
-            setattr(early, name, value)
-    if early.show_help:
-        rest = []
+    early = argparse.Namespace(
+        address=os.environ.get("SHIMD_ADDRESS") or DEFAULT_ADDRESS,
+        namespace=os.environ.get("SHIMD_NAMESPACE") or "default",
+        state=os.environ.get("SHIMD_STATE") or DEFAULT_STATE,
+        reconnect=PATIENCE_S,
+        show_help=False,
+    )
+    rest = list(words)
+    while rest and rest[0].startswith("-"):
+        option, equals, value = rest.pop(0).partition("=")
+        if option in ("-h", "--help"):
+            early.show_help = True
+            return early, []
+        if option in ("-V", "--version"):
+            return early, ["version", *rest]
+        name = _VALUED.get(option)
+        if name is None:
+            raise _WrongUsage(f"no option {option!r} before a command", "shimctl --help lists them")
+        if not equals:
+            if not rest:
+                raise _WrongUsage(f"option {option} needs a value", "")
+            value = rest.pop(0)
+        setattr(early, name, _seconds(value) if name == "reconnect" else value)
     return early, rest
+
+
+_VALUED = {
+    "--address": "address",
+    "-n": "namespace",
+    "--namespace": "namespace",
+    "--state": "state",
+    "--reconnect": "reconnect",
+}
+
+
+class _WrongUsage(Exception):
+    """What stands before the command cannot be understood: (what, what to do)."""
+
+
+def _seconds(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise _WrongUsage(f"--reconnect {text!r} is no number of seconds", "") from None
 
 
 def command_parser(name: str, command: "Command", *, is_read: bool = False) -> "argparse.ArgumentParser":

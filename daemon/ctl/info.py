@@ -6,22 +6,13 @@ import time
 
 from daemon.ctl.commands import Command
 from daemon.ctl.errors import CtlError, sentence_of
+from daemon.version import VERSION as VERSION_OF_SHIMD
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
 NS = 1_000_000_000
-
-
-def client_version() -> str:
-    """The version of this installation."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("shimd")
-    except PackageNotFoundError:
-        return "unknown (not installed)"
 
 
 def version(args: argparse.Namespace) -> int:
@@ -32,7 +23,7 @@ def version(args: argparse.Namespace) -> int:
     from ttrpc.api import wkt
     from ttrpc.errors import TtrpcError
 
-    found: dict[str, Any] = {"client": {"version": client_version()}, "server": None}
+    found: dict[str, Any] = {"client": {"version": VERSION_OF_SHIMD}, "server": None}
     failure: Exception | None = None
     try:
         with open_daemon(args) as daemon:

@@ -45,6 +45,15 @@ def test_global_options_may_follow_the_command(environment: pytest.MonkeyPatch) 
     )
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [(["--adress", "x", "ps"], "--adress"), (["--state"], "needs a value"), (["--reconnect", "x", "ps"], "'x'")],
+)
+def test_wrong_options_before_the_command(words: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(words) == 2
+    assert says in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", commands.COMMANDS)
 def test_every_command_teaches(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A description, its options, and at least one example that begins with it."""
