@@ -2,7 +2,7 @@
 # Make this checkout ready to run on a bare Debian 12 (or newer): system packages by apt, a virtual environment by venv and pip.
 # Says what it does while it does it and skips what is there. Usage: .ci/setup.sh [run|dev|fuzz|bench]
 #   run    what `make demo` needs (default)         dev    the test and lint tools, and containerd to compare with
-#   fuzz   dev and the fuzzer                       bench  run, and containerd to measure beside
+#   fuzz   dev and the fuzzer                       bench  run, and containerd and conmon to measure beside
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -18,7 +18,7 @@ die() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 # Is the thing a package is wanted for there? A runc from elsewhere is as good as Debian's, so look for the thing first.
 has_package() {
     case $1 in
-        runc | gcc) command -v "$1" >/dev/null ;;
+        runc | gcc | conmon) command -v "$1" >/dev/null ;;
         busybox-static) busybox_is_static ;;
         libcap-dev) [ -e /usr/include/sys/capability.h ] ;;
         ca-certificates) [ -s /etc/ssl/certs/ca-certificates.crt ] ;;
@@ -80,6 +80,7 @@ find_python() {
 
 want=(runc busybox-static libcap-dev gcc libc6-dev ca-certificates)
 [ "$what" = run ] || want+=(containerd)
+[ "$what" != bench ] || want+=(conmon)
 missing=()
 for package in "${want[@]}"; do
     has_package "$package" || missing+=("$package")
