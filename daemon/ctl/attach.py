@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import sys
 
 from daemon.ctl.commands import Command
 from daemon.ctl.errors import EXIT_BROKEN_PIPE, CtlError
@@ -14,7 +13,7 @@ REPLAY_BYTES = 4096  # enough to see the prompt or the last lines
 def attach(args: argparse.Namespace) -> int:
     """`shimctl attach`."""
     from daemon.ctl import foreground, resume
-    from daemon.ctl.client import open_daemon, say
+    from daemon.ctl.client import open_daemon, say, say_apart
     from daemon.ctl.session import CUT, DETACHED, ENDED, FORCED, READER_GONE
     from ttrpc.api import process
 
@@ -46,10 +45,10 @@ def attach(args: argparse.Namespace) -> int:
                 ending = foreground.pump(session)
             if ending.kind != CUT:
                 break
-            say(f"{ending.reason}; attaching again\r")
+            say(f"{ending.reason}; attaching again")
             replay = 0
         if ending.kind in (DETACHED, ENDED):
-            sys.stderr.write(f"\r\nshimctl: let go of {name}; it runs on\r\n")
+            say_apart(f"let go of {name}; it runs on")
             return 0 if ending.kind == DETACHED else 128 + ending.signal
         if ending.kind in (FORCED, READER_GONE):
             foreground.tell_running_on(name, ending)

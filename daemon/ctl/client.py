@@ -40,6 +40,12 @@ def say(line: str) -> None:
     print(f"shimctl: {line}", file=sys.stderr, flush=True)
 
 
+def say_apart(line: str) -> None:
+    """The same on a line of its own, after what a container may have left unfinished on the terminal."""
+    print(file=sys.stderr)
+    say(line)
+
+
 class Daemon:
     """A connection to the daemon that is made anew whenever it breaks. Owns the client socket.
 

@@ -212,12 +212,12 @@ def exec_in(args: argparse.Namespace, side: "Side", process: "dict[str, Any]") -
 
 def _finish(side: "Side", session: "Session", ending: "Ending", exec_id: str) -> int:
     """The exit code. An exec that is over is forgotten; one we were alone with is ended when we must leave it."""
-    from daemon.ctl.client import say
+    from daemon.ctl.client import say_apart
     from daemon.ctl.session import DETACHED, ENDED, FORCED, READER_GONE
     from ttrpc.errors import TtrpcError
 
     if ending.kind in (DETACHED, ENDED):
-        say(f"let go of {exec_id}; it runs on (end it: shimctl kill --exec {exec_id} {side.container_id})\r")
+        say_apart(f"let go of {exec_id}; it runs on (end it: shimctl kill --exec {exec_id} {side.container_id})")
         return 0 if ending.kind == DETACHED else 128 + ending.signal
     if ending.kind in (READER_GONE, FORCED):
         with contextlib.suppress(TtrpcError, OSError):

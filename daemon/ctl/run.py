@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import os
 import signal
-import sys
 
 from daemon.ctl.commands import Command
 from daemon.ctl.errors import (
@@ -227,14 +226,12 @@ def _run_here(args: argparse.Namespace, making: Making) -> int:
 def _finish(args: argparse.Namespace, making: Making, ending: "Ending") -> int:
     """What a foreground run does once its stream is over: remove if asked to, and answer."""
     from daemon.ctl import foreground
-    from daemon.ctl.client import say
+    from daemon.ctl.client import say, say_apart
     from daemon.ctl.session import DETACHED, ENDED, FORCED, READER_GONE
 
     container_id = making.container_id
     if ending.kind in (DETACHED, ENDED):
-        sys.stderr.write(
-            f"\r\nshimctl: let go of {container_id}; it runs on (back to it: shimctl attach {container_id})\r\n"
-        )
+        say_apart(f"let go of {container_id}; it runs on (back to it: shimctl attach {container_id})")
         return 0 if ending.kind == DETACHED else 128 + ending.signal
     if ending.kind in (READER_GONE, FORCED):
         code = EXIT_BROKEN_PIPE if ending.kind == READER_GONE else 128 + ending.signal

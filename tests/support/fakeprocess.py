@@ -34,6 +34,7 @@ class FakeProcess:
         self.log: list[Any] = []
         self.resources = b""
         self.record: Any = None
+        self.is_status_lost = False  # as if the shim had died: the end is known, the status not
         self._attached: list[Call] = []
         self._lock = threading.Lock()
         self._popen: subprocess.Popen[bytes] | None = None
@@ -104,12 +105,12 @@ class FakeProcess:
         if self._master >= 0:
             os.close(self._master)
         record = shim.ExitRecord(container_id=self.owner.id, exec_id=self.exec_id, pid=self.pid)
-        record.source = shim.EXIT_SOURCE_WAITID
         record.exited_at.CopyFrom(wkt.timestamp(time.time_ns()))
-        if code < 0:
-            record.signal = -code
+        if self.is_status_lost:
+            code = 255  # what containerd's messages say for it
         else:
-            record.code = code
+            record.source = shim.EXIT_SOURCE_WAITID
+            setattr(record, "signal" if code < 0 else "code", abs(code))
         self.exit_status = 128 - code if code < 0 else code
         self.status = process.STOPPED
         self.owner.exited(record)

@@ -177,6 +177,37 @@ def test_an_interrupt_in_the_making_takes_it_back_too(fake: FakeDaemon) -> None:
     assert fake.containers == {} or fake.tasks["web"].init.exit_status == 143
 
 
+def test_rm_that_fails_does_not_replace_the_exit_code(fake: FakeDaemon) -> None:
+    process = Shimctl("--address", fake.address, "--reconnect", "0.3").start(
+        *("run", "--rm", "-i", "--rootfs", "/", "web", "--", "sh", "-c", "echo up; read x; exit 7")
+    )
+    assert process.stdout is not None
+    read_until(process.stdout.fileno(), b"up\n")
+    fake.server.die()
+    code, _, err = finish(process, given=b"go\n")
+
+    assert code == 7
+    assert b"could not remove web" in err
+    assert b"shimctl rm -f web" in err
+
+
+def test_a_status_nobody_knows_is_unknown(fake: FakeDaemon) -> None:
+    """No number is made up: 123 for run and wait, `unknown` in ps and on wait's output."""
+    ctl = ctl_of(fake)
+    process = ctl.start("run", "-i", "--rootfs", "/", "web", "--", "sh", "-c", "echo up; read x; exit 7")
+    assert process.stdout is not None
+    read_until(process.stdout.fileno(), b"up\n")
+    fake.tasks["web"].init.is_status_lost = True
+    code, _, err = finish(process, given=b"go\n")
+
+    assert code == 123
+    assert b"how is not known" in err
+    assert ctl.output("wait", "web", code=123) == "unknown\n"
+    assert "Exited (unknown)" in ctl.output("ps", "-a")
+    assert json.loads(ctl.output("ps", "-a", "--json"))[0]["exit_code"] is None
+    assert "code=unknown source=unknown" in ctl.output("events", "--since", "0")
+
+
 # --- a real daemon, killed
 
 

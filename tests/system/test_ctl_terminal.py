@@ -1,6 +1,7 @@
 """Terminals: run, exec and attach at a real pseudo-terminal, from which they can be let go of."""
 
 import signal
+import subprocess
 import termios
 from collections.abc import Iterator
 
@@ -191,6 +192,26 @@ def test_ctrl_c_ends_the_attachment_only_unless_signals_are_passed_on(box: CtlBo
     process.send_signal(signal.SIGINT)
     assert finish(process)[0] == 3
     box.remove("target")
+
+
+def test_who_reads_too_slowly_misses_output_and_is_told(box: CtlBox) -> None:
+    """The container is not held up by him; his exit code is right all the same."""
+    script = "read go; yes | head -c 30000000; echo END; read go; exit 4"
+    box.detached("loud", "sh", "-c", script, options=("-i",))
+    slow = box.ctl.start("attach", "--no-stdin", "loud")
+    wait_until(lambda: '"attached": 1' in box.ctl.output("shim", "state", "loud"), what="the slow reader")
+    typist = box.ctl.start("attach", "--no-replay", "loud", stdout=subprocess.DEVNULL)
+    assert typist.stdin is not None
+    typist.stdin.write(b"go\n")
+    wait_until(lambda: box.ctl.output("logs", "--tail", "1", "loud") == "END\n", deadline_s=30, what="the last line")
+    typist.stdin.write(b"go\n")
+
+    assert finish(typist)[0] == 4
+    code, out, err = finish(slow)
+    assert code == 4
+    assert b"bytes missed); attaching again" in err
+    assert len(out) < 30_000_000
+    box.remove("loud")
 
 
 def test_attach_to_what_does_not_run(box: CtlBox) -> None:
