@@ -27,8 +27,8 @@ if TYPE_CHECKING:
         def log_grew(self) -> None:
             """More bytes are committed."""
 
-        def log_rotated(self, finished_bytes: int) -> None:
-            """The file ends with this many bytes; the log goes on in a new one."""
+        def log_rotated(self, finished_bytes: int, taken_age: int) -> None:
+            """The file ended with this many bytes; those up to this age are one older, one that had it is gone."""
 
         def log_ended(self) -> None:
             """Nothing more will be written."""
@@ -337,7 +337,7 @@ class LogFile:
         if now < self._rotate_after:
             return False
         try:
-            new_fd = rotate(self.path, self.max_files, self._open_file)
+            new_fd, taken_age = rotate(self.path, self.max_files, self._open_file)
         except OSError as error:
             if not self._rotate_after:
                 self._report(f"log {self.path}: cannot rotate, so it outgrows max-size: {error.strerror}")
@@ -348,7 +348,7 @@ class LogFile:
         os.close(self._fd)
         self._fd = new_fd
         for follower in list(self.followers):
-            follower.log_rotated(finished)
+            follower.log_rotated(finished, taken_age)
         return True
 
 

@@ -8,7 +8,7 @@ from shim import pipes
 from shim.errors import failed_precondition, internal
 from shim.jsonlines import STDERR, STDOUT, RecordReader
 from shim.logread import BLOCK_BYTES, TailSearch, search_time
-from shim.rotation import existing_files, rotated_path
+from shim.rotation import existing_ages, rotated_path
 from shim.steps import DeadlinePassed, Fired, Signal, Sleep
 from ttrpc.api import shim as api
 from ttrpc.api import wkt
@@ -29,6 +29,8 @@ OPEN_AHEAD = 8
 # A raw line longer than this is sent in parts: a client's memory is bounded too.
 LONGEST_PART_BYTES = 1 << 16
 
+GONE = 1 << 30  # the age of a file that has no name any more
+
 _STREAMS = {STDOUT: api.LOG_STREAM_STDOUT, STDERR: api.LOG_STREAM_STDERR}
 
 
@@ -45,6 +47,8 @@ class _File:
 
     def open(self, path: str) -> None:
         """Raises: FileNotFoundError when it was rotated away."""
+        if self.fd < 0 and self.age == GONE:
+            raise FileNotFoundError
         if self.fd < 0:
             self.fd = os.open(rotated_path(path, self.age), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         if self.end is None and self.age > 0:
@@ -79,7 +83,7 @@ class LogFollower:
         self._carry = b""
         self._wake = Signal()
         self._drained = Signal()
-        self._files = [_File(age) for age in range(len(existing_files(log.path)) - 1, 0, -1)]
+        self._files = [_File(age) for age in existing_ages(log.path) if age > 0]
         active = _File(0, fd=pipes.reopen(log.fileno(), os.O_RDONLY))
         active.end = None if self._follow else log.size_bytes
         self._files.append(active)
@@ -94,13 +98,16 @@ class LogFollower:
         if not self._wake.fired:
             self._wake.fire()
 
-    def log_rotated(self, finished_bytes: int) -> None:
+    def log_rotated(self, finished_bytes: int, taken_age: int) -> None:
         """The active file became the first rotated one, and so on; a new one goes on."""
         opened = 0
         for file in self._files:
             if file.age == 0 and file.end is None:
                 file.end = finished_bytes
-            file.age += 1
+            if file.age == taken_age:
+                file.age = GONE
+            elif file.age < taken_age:
+                file.age += 1
             opened += file.fd >= 0
         if self._follow:
             fd = pipes.reopen(self._log.fileno(), os.O_RDONLY) if opened < OPEN_AHEAD else -1
@@ -175,28 +182,31 @@ class LogFollower:
         while True:
             self._wake = Signal()
             block = self._next_block()
+            is_last = False
             if block:
                 records = self._records(block)
-            elif block is None or self._over or not self._follow:
-                records = self._leftover()
-            elif self._carry and not self._log.is_json:
-                records = self._leftover()  # an unfinished line of a raw log: a prompt, say
-                block = self._carry
             else:
-                if not (yield from self._until_woken()):
-                    return
-                continue
-            for message in records:
-                if self._until_ns is not None and message.HasField("at"):
-                    at_ns = wkt.nanoseconds(message.at)
-                    if at_ns is not None and at_ns > self._until_ns:
+                is_last = block is None or self._over or not self._follow
+                if not is_last and (self._log.is_json or not self._carry):
+                    if not (yield from self._until_woken()):
                         return
-                self._drained = Signal()
-                if not self._call.send(message):
-                    yield Fired(self._drained)
-            if not block:
+                    continue
+                records = self._leftover()  # the last line, or a raw log's unfinished one: a prompt, say
+            if not (yield from self._send(records)) or is_last:
                 return
             yield Sleep(0.0)  # everybody else's turn
+
+    def _send(self, records: "list[LogRecord]") -> "Handler":
+        """Send at the client's pace; False once they are newer than was asked for."""
+        for message in records:
+            if self._until_ns is not None and message.HasField("at"):
+                at_ns = wkt.nanoseconds(message.at)
+                if at_ns is not None and at_ns > self._until_ns:
+                    return False
+            self._drained = Signal()
+            if not self._call.send(message):
+                yield Fired(self._drained)
+        return True
 
     def _until_woken(self) -> "Handler":
         """Wait for the writer; False once the time asked for has passed."""

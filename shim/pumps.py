@@ -33,10 +33,11 @@ if TYPE_CHECKING:
         def on_room(self, callback: "Callable[[], None]") -> None: ...
 
 
-# One round moves at most this many chunks of 64 KiB per stream, and starts none after this time (a flood of empty lines
-# takes long to format), so that a flood leaves the loop to everybody else.
+# One round moves at most this many chunks of 64 KiB per stream and starts none after this time, so that a flood leaves
+# the loop to everybody else. Where one chunk alone takes longer (empty lines, a slow disk) the chunks become smaller.
 CHUNKS_PER_ROUND = 4
 ROUND_S = 0.004
+SMALLEST_CHUNK_BYTES = 1 << 13
 # How long a closed exec's output waits for a client that has still to read it.
 LINGER_S = 10.0
 
@@ -50,6 +51,7 @@ class Pump:
     """Owns the source fd. Reads it when it has something and everybody it feeds has room."""
 
     __slots__ = (
+        "_chunk_bytes",
         "_edge",
         "_hub",
         "_loop",
@@ -72,6 +74,7 @@ class Pump:
         self._hub = hub
         self._watching = False
         self._edge = False
+        self._chunk_bytes = pipes.CHUNK_BYTES
         self._on_resume: Callable[[], None] | None = None  # told each time somebody has room again
         if sink is not None:
             sink.on_room(self._resume)
@@ -79,13 +82,18 @@ class Pump:
             hub.on_room(self._resume)
 
     def start(self) -> None:
+        """Begin. The first look is taken unasked: epoll tells nothing of writers gone before we opened the FIFO.
+
+        Source: Linux fs/pipe.c, pipe_poll: EPOLLHUP only where a writer came after the reader.
+        """
         self._watch()
+        self._loop.call_soon(lambda: self._ready(0))
 
     def run(self) -> str:
         """Move one round's share, and say how it ended; what follows by itself is arranged."""
         if self.state == ENDED:
             return ENDED
-        round_ends_at = self._loop.clock() + ROUND_S
+        at = began = self._loop.clock()
         for _ in range(CHUNKS_PER_ROUND):
             if (self._sink is not None and self._sink.blocked) or (self._hub is not None and self._hub.congested):
                 self._unwatch()
@@ -106,7 +114,9 @@ class Pump:
                 return ENDED
             if moved is not None:
                 self.taken_bytes += moved
-            if self._loop.clock() > round_ends_at:
+            before, at = at, self._loop.clock()
+            self._fit_chunk(at - before)
+            if at - began > ROUND_S:
                 break
         if self._edge:
             self._edge = False
@@ -115,12 +125,18 @@ class Pump:
         self.state = MORE
         return MORE
 
+    def _fit_chunk(self, took_s: float) -> None:
+        if took_s > ROUND_S:
+            self._chunk_bytes = max(SMALLEST_CHUNK_BYTES, self._chunk_bytes // 2)
+        elif took_s < ROUND_S / 4 and self._chunk_bytes < pipes.CHUNK_BYTES:
+            self._chunk_bytes *= 2
+
     def _move(self) -> "int | None":
         """Take one chunk; 0 is the end, None a sink that just became full."""
         sink, hub = self._sink, self._hub
         if sink is not None and sink.takes_splice and (hub is None or not hub.wants_output):
             return sink.splice(self.fd)
-        data = os.read(self.fd, pipes.CHUNK_BYTES)
+        data = os.read(self.fd, self._chunk_bytes)
         if data:
             if sink is not None:
                 sink.write(self.stream, data)
@@ -176,10 +192,10 @@ class Pump:
             self._on_resume = None
 
     def finish(self) -> None:
-        """Take at once what the source holds, and see its end; not more than a pipe can hold, so that it is quick."""
-        for _ in range(pipes.PIPE_SIZE_BYTES // (CHUNKS_PER_ROUND * pipes.CHUNK_BYTES) + 1):
-            if self.run() != MORE:
-                return
+        """Take at once what the source holds now, and see its end. After `drain` there is little."""
+        mark = self.taken_bytes + self.unread_bytes()
+        while self.run() == MORE and self.taken_bytes < mark:
+            pass
 
     def unread_bytes(self) -> int:
         """What the process wrote and nobody took."""

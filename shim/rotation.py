@@ -14,11 +14,12 @@ def rotated_path(path: str, age: int) -> str:
     return path if age == 0 else f"{path}.{age}"
 
 
-def rotate(path: str, max_files: int, open_file: "Callable[[str], int]") -> int:
-    """Rename the active file away and answer with the fd of an empty one in its place.
+def rotate(path: str, max_files: int, open_file: "Callable[[str], int]") -> "tuple[int, int]":
+    """Rename the active file away; answers with the fd of an empty one in its place, and the age now taken anew.
 
-    Order: the new file is made first, so that a disk without room for it changes nothing; then the oldest names move.
-    A kill in between leaves every byte under one of the names, at worst with an empty ``path.new`` beside.
+    Files up to that age are one older; one which had it, the oldest, is gone.
+    Order: the new file is made first, so that a disk without room for it changes nothing; then names move, oldest
+    first. A kill in between leaves every byte under one of the names: at worst with a gap, which the next rotation fills.
     Raises: OSError with the active file as it was.
     """
     fresh = path + ".new"
@@ -27,25 +28,38 @@ def rotate(path: str, max_files: int, open_file: "Callable[[str], int]") -> int:
     fd = open_file(fresh)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        for age in range(max_files - 1, 0, -1):
+        ages = set(existing_ages(path))
+        taken = 1
+        while taken in ages and taken < max_files - 1:
+            taken += 1
+        taken = min(taken, max_files - 1)
+        for age in range(taken, 0, -1):
             with contextlib.suppress(FileNotFoundError):
                 os.rename(rotated_path(path, age - 1), rotated_path(path, age))
         os.rename(fresh, path)  # with max_files 1 the old file ends here
     except BaseException:
         os.close(fd)
         raise
-    return fd
+    return fd, taken
+
+
+def existing_ages(path: str) -> "list[int]":
+    """The ages of the log's files that are there now, oldest first; 0 is the active one."""
+    directory, name = os.path.split(path)
+    found = []
+    for entry in os.listdir(directory):
+        suffix = entry[len(name) + 1 :]
+        if entry == name:
+            found.append(0)
+        elif entry.startswith(name + ".") and suffix.isascii() and suffix.isdigit() and suffix[0] != "0":
+            found.append(int(suffix))
+    found.sort(reverse=True)
+    return found
 
 
 def existing_files(path: str) -> "list[str]":
-    """The log's files that are there now, oldest first, the active one last."""
-    found = []
-    age = 0
-    while os.path.exists(rotated_path(path, age)):
-        found.append(rotated_path(path, age))
-        age += 1
-    found.reverse()
-    return found
+    """The same as paths."""
+    return [rotated_path(path, age) for age in existing_ages(path)]
 
 
 def room_cut(batch: bytes, room_bytes: int, *, at_start: bool) -> int:
