@@ -184,8 +184,7 @@ class LogFile:
             formatter = self._formatters[stream] = jsonlines.LineFormatter(stream)
         held = formatter.held_bytes
         batch = formatter.feed(data, self._stamper.stamp(time.time_ns()))
-        if batch:
-            self._append(batch, held + len(data) - formatter.held_bytes)
+        self._append(batch, held + len(data) - formatter.held_bytes)
 
     def settle(self, stream: str) -> None:
         """Write what was held back of an unfinished line: its process has exited."""
@@ -208,6 +207,8 @@ class LogFile:
     # --- writing
 
     def _append(self, batch: bytes, raw_bytes: int) -> None:
+        if not batch:
+            return
         self._pending.append((batch, raw_bytes))
         self._pending_bytes += len(batch)
         if self._retry is None:

@@ -19,7 +19,7 @@ def rotate(path: str, max_files: int, open_file: "Callable[[str], int]") -> "tup
 
     Files up to that age are one older; one which had it, the oldest, is gone.
     Order: the new file is made first, so that a disk without room for it changes nothing; then names move, oldest
-    first. A kill in between leaves every byte under one of the names: at worst with a gap, which the next rotation fills.
+    first. A kill in between leaves every byte under one of the names: at worst with a gap, which the next one fills.
     Raises: OSError with the active file as it was.
     """
     fresh = path + ".new"

@@ -99,6 +99,14 @@ def test_rotation_loses_and_doubles_no_byte(
     assert all(size <= max_size for size in sizes)
 
 
+@pytest.mark.parametrize("form", ["json", "raw"])
+def test_writing_nothing_changes_nothing(loop: Loop, tmp_path: Path, form: str) -> None:
+    log = opened(loop, tmp_path / "c.log", f"format={form}&max-size=4096")
+    log.write("stdout", b"")
+    log.close()
+    assert [(path.name, path.stat().st_size) for path in tmp_path.iterdir()] == [("c.log", 0)]
+
+
 def test_the_oldest_file_goes_when_there_are_enough(loop: Loop, tmp_path: Path) -> None:
     path = tmp_path / "c.log"
     log = opened(loop, path, "format=raw&max-size=4096&max-files=3")
