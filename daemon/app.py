@@ -43,9 +43,8 @@ def run(config: Config, environ: Mapping[str, str]) -> None:
 
     Raises: AlreadyRunning, SocketTaken, NewerSchema, StoreFull, StoreFailed, OSError: it did not start.
     """
-    for directory, mode in ((config.root_dir, 0o711), (config.state_dir, 0o711), (config.shim_socket_dir, 0o700)):
+    for directory, mode in ((config.root_dir, 0o711), (config.state_dir, 0o700), (config.shim_socket_dir, 0o700)):
         os.makedirs(directory, mode=mode, exist_ok=True)
-    os.chmod(config.state_dir, 0o700)
     locks = [DirectoryLock(directory) for directory in dict.fromkeys((config.state_dir, config.root_dir))]
     try:
         database = Database(config.database_path)

@@ -12,6 +12,7 @@ from daemon.shims import answers
 from daemon.shims.client import earlier
 from daemon.shims.handle import Handle, Health
 from daemon.shims.manager import Manager
+from daemon.store.records import CREATING
 from ttrpc.api import descriptor, process, task, tasks, wkt
 from ttrpc.errors import StatusError
 from ttrpc.status import Code
@@ -58,6 +59,8 @@ async def list_tasks(manager: Manager, ns: str, text: str, deadline: float | Non
 
 async def _state_or_record(manager: Manager, handle: Handle, budget_s: float) -> "Process | None":
     """None for a task that is only just being created, or gone meanwhile."""
+    if handle.row.state == CREATING and handle.health is not Health.UNREACHABLE:
+        return None
     if handle.health in (Health.SERVING, Health.CONNECTING):
         try:
             return await ask_state(handle, "", budget_s)

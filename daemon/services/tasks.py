@@ -4,13 +4,13 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
-from daemon import faults
+from daemon import faults, procfs
 from daemon.errors import invalid_argument, not_found, unimplemented
 from daemon.identifiers import require_identifier
-from daemon.services import fleet
+from daemon.services import fleet, waiting
 from daemon.services.call import Call, deadline_of, namespace_of
 from daemon.services.containers import require_container
-from daemon.shims import answers
+from daemon.shims import answers, evidence
 from daemon.shims.client import earlier
 from daemon.shims.handle import Handle, Health
 from daemon.shims.manager import Manager
@@ -153,29 +153,18 @@ class Tasks:
         handle = await self._find(request, call)
         await handle.wait_until(lambda: handle.is_deleted or handle.row.state != CREATING)
         handle.require_present()
-        incarnation = handle.row.incarnation
-        if self._manager.stored_exit(handle, request.exec_id) is None and handle.health is Health.SERVING:
-            # Also the way to learn that there is no such exec; an exec added but not started is waited for.
-            await fleet.ask_state(handle, request.exec_id, earlier(self._timeouts.state_s, deadline_of(call)))
-        await handle.wait_until(
-            lambda: (
-                self._manager.stored_exit(handle, request.exec_id) is not None
-                or handle.is_deleted
-                or handle.row.incarnation != incarnation
-                or (bool(request.exec_id) and handle.health is Health.GONE)
-            )
-        )
-        record = answers.record_of(self._manager.exit_of(handle, incarnation, request.exec_id))
-        if record is None:
-            raise not_found(f"task {handle.id}: {request.exec_id or 'it'} is gone and left no exit status")
-        return answers.wait_response(record)
+        if request.exec_id:
+            timeout_s = earlier(self._timeouts.state_s, deadline_of(call))
+            return answers.wait_response(await waiting.exec_exit(self._manager, handle, request.exec_id, timeout_s))
+        return answers.wait_response(await waiting.init_exit(self._manager, handle))
 
     # --- acting
 
     async def Kill(self, request: "api.KillRequest", call: Call) -> "Message":  # noqa: N802
         handle = await self._find(request, call)
-        if handle.health is Health.GONE and handle.row.state == STOPPED:
-            raise not_found(f"task {handle.id}: process already finished")
+        if handle.health is Health.GONE:
+            _kill_without_shim(handle, request)
+            return wkt.Empty()
         asked = task.KillRequest(id=handle.id, exec_id=request.exec_id, signal=request.signal, all=request.all)
         await self._forward(handle, call, "Kill", asked, self._timeouts.call_s)
         return wkt.Empty()
@@ -234,3 +223,13 @@ def _checkpoint_path(request: "api.CheckpointTaskRequest") -> str:
     if not os.path.isabs(options.image_path):
         raise invalid_argument(f"checkpoint image_path {options.image_path!r} must be absolute")
     return str(options.image_path)
+
+
+def _kill_without_shim(handle: Handle, request: "api.KillRequest") -> None:
+    """Signal a container whose shim is gone, so that it can be ended: exactly its init, by pidfd and start time.
+
+    Raises: NotFound when there is nothing to signal.
+    """
+    init = evidence.recorded_init(handle.row, handle.row.bundle)
+    if request.exec_id or handle.row.state == STOPPED or init is None or not procfs.kill(init, request.signal):
+        raise not_found(f"task {handle.id}: process already finished")

@@ -43,7 +43,6 @@ def socket_path(socket_dir: str, grpc_address: str, namespace: str, container_id
 async def ask(
     stack: contextlib.AsyncExitStack,
     row: TaskRow,
-    address: str,
     boot_id: str,
     budget_s: float,
     *,
@@ -57,13 +56,13 @@ async def ask(
     if not basis.is_this_boot:
         return await _look(row, basis, boot_id, "the machine was restarted")
     try:
-        raw = await stack.enter_async_context(open_client(address, connect_timeout_s=budget_s))
+        raw = await stack.enter_async_context(open_client(row.address, connect_timeout_s=budget_s))
         client = ShimClient(raw, f"task {row.id}")
         info = await info_of(client, budget_s)
         state = await _state_of(client, row.id, budget_s)
     except (OSError, TtrpcError) as error:
         await stack.aclose()
-        reason = f"{error.strerror}: {address}" if isinstance(error, OSError) and error.strerror else str(error)
+        reason = f"{error.strerror}: {row.address}" if isinstance(error, OSError) and error.strerror else str(error)
         return await _look(row, basis, boot_id, reason)
     facts = dataclasses.replace(basis, shim=recovery.Shim.SERVING, task=_task_of(state))
     return Found(facts, client, info, state)

@@ -71,6 +71,11 @@ class Handle:
         while not look():
             await self._changed.wait()
 
+    async def wait_changed(self, timeout_s: float) -> None:
+        """Wait for the next change, at most so long."""
+        with trio.move_on_after(timeout_s):
+            await self._changed.wait()
+
     def now_serving(self, client: ShimClient, info: "InfoResponse | None") -> None:
         self.client, self.info = client, info
         self.health, self.reason = Health.SERVING, ""
@@ -107,7 +112,7 @@ class Handle:
         with trio.move_on_after(timeout_s) as scope:
             await self.wait_until(lambda: self.is_settled or self.is_deleted)
         if scope.cancelled_caught:
-            raise unavailable(f"{self.name}: still being recovered after a restart of shimd; try again")
+            raise unavailable(f"{self.name}: still being created, or recovered after a restart of shimd; try again")
 
     async def connected(self, timeout_s: float) -> ShimClient:
         """The shim to call. A connection being made is waited for, a shim known not to answer is not.

@@ -111,7 +111,7 @@ async def _store(handle: Handle, incarnation: str, batch: "list[JournalRecord]",
         faults.point("exit.committed")
     handle.reason = ""
     handle.stored_seq = batch[-1].seq
-    if row is not None:
+    if row is not None and row.incarnation == incarnation:  # not while an operation is still making it
         handle.row = row
     handle.tell()
 

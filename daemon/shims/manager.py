@@ -251,8 +251,12 @@ class Manager(Registry):
     async def restart(self, handle: Handle, streak: int) -> None:
         """Replace a task that is over by a new one of the same request, and start it. For the restart policy.
 
+        Goes on when the caller is gone: a new task that is over already has another restart planned meanwhile.
         Raises: what `birth.bear` and Task.Start raise; the task is stopped as before then.
         """
+        await self._detached(lambda: self._restart(handle, streak))
+
+    async def _restart(self, handle: Handle, streak: int) -> None:
         timeouts = self.config.timeouts
         async with handle.exclusively("restart", timeouts.busy_s):
             if handle.is_deleted or handle.row.state != STOPPED:
@@ -268,7 +272,7 @@ class Manager(Registry):
                     await self._delete_in_shim(handle)
                 await self._clear(handle)
                 faults.point("restart.cleared")
-                handle.stored_seq, handle.info, handle.client = 0, None, None
+                handle.stored_seq, handle.info, handle.client, handle.last_known = 0, None, None, None
                 handle.now(Health.CONNECTING, "it is being restarted")
                 request = api.CreateTaskRequest.FromString(handle.row.request)
                 changes = await birth.bear(handle, container, request, self.supervisors, undo, None)

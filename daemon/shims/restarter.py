@@ -75,9 +75,7 @@ class Restarter:
         if again is None or again.pause_s is None:
             return False
         try:
-            # Not cancelled by a later `consider`: what was begun is finished or undone.
-            with trio.CancelScope(shield=True):
-                await self._restart_now(handle, again.streak + 1)
+            await self._restart_now(handle, again.streak + 1)
         except StatusError as error:
             log.warning("restart failed", extra={"reason": error.message, "restarts": handle.row.restarts})
             handle.failed_at_ns = time.time_ns()

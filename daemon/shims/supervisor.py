@@ -4,6 +4,7 @@ The same loop serves a task found after a restart of the daemon and one whose sh
 """
 
 import contextlib
+import dataclasses
 import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from daemon.shims.turnstile import Turnstile
 from daemon.store import events as journal
 from daemon.store import tasks
 from daemon.store.database import Database
-from daemon.store.records import STOPPED
+from daemon.store.records import STOPPED, TaskRow
 from ttrpc.aio import open_client
 from ttrpc.errors import ConnectionLost, StatusError, TtrpcError
 
@@ -121,7 +122,8 @@ class Supervisors:
         if isinstance(error, ConnectionLost):
             # The next round finds out what it means; whoever calls meanwhile waits for that.
             handle.now(Health.CONNECTING, f"the connection was lost: {error}")
-            log.info("lost the connection to a shim", extra={"reason": str(error)})
+            level = logging.DEBUG if handle.is_busy else logging.WARNING  # whoever is at it may have ended it
+            log.log(level, "lost the connection to a shim", extra={"reason": str(error)})
             return
         handle.now(Health.UNREACHABLE, str(error))
         log.warning("a shim cannot be supervised", extra={"reason": str(error)})
@@ -153,11 +155,13 @@ class Supervisors:
             return await self._act_exclusively(handle, found, decision)
 
     async def _ask(self, stack: contextlib.AsyncExitStack, handle: Handle) -> Found:
-        row = handle.row
-        address = asking.address_of(row, self.config.shim_socket_dir, self.config.grpc_address)
-        return await asking.ask(
-            stack, row, address, self.boot_id, self.config.recovery.budget_s, exit_is_stored=self._stored_exit(handle)
-        )
+        budget_s, is_stored = self.config.recovery.budget_s, self._stored_exit(handle)
+        return await asking.ask(stack, self._addressed(handle), self.boot_id, budget_s, exit_is_stored=is_stored)
+
+    def _addressed(self, handle: Handle) -> TaskRow:
+        """The row with the address of its shim, also when that was not recorded yet."""
+        address = asking.address_of(handle.row, self.config.shim_socket_dir, self.config.grpc_address)
+        return dataclasses.replace(handle.row, address=address)
 
     def _stored_exit(self, handle: Handle) -> bool:
         """Whether this task's own exit is in the store."""
@@ -181,7 +185,7 @@ class Supervisors:
             init = procfs.identify(found.state.pid)
             if init is not None:
                 changes["pid"], changes["pid_start_ticks"] = init.pid, init.start_ticks
-        changes["address"] = asking.address_of(handle.row, self.config.shim_socket_dir, self.config.grpc_address)
+        changes["address"] = self._addressed(handle).address
         if any(getattr(handle.row, name) != value for name, value in changes.items()):
             handle.committed(
                 await self.database.write(lambda connection: tasks.update(connection, handle.ns, handle.id, **changes))
@@ -238,7 +242,7 @@ class Supervisors:
     async def _record_exit(self, handle: Handle, found: Found, decision: Decision) -> None:
         """Store the exits the bundle has on record; the row is stopped."""
         records = list(found.evidence.exits) if found.evidence is not None else []
-        row = handle.row
+        row = self._addressed(handle)
         if decision.verdict is Verdict.RECORD_UNKNOWN:
             records = [*(record for record in records if record.exec_id), found_exits.unknown_exit(row)]
         mine = [record for record in records if record.incarnation in ("", row.incarnation) or not row.incarnation]
@@ -252,7 +256,7 @@ class Supervisors:
 
     async def _clear(self, handle: Handle, found: Found) -> None:
         """Finish a delete (what its shim had to tell is stored already), or forget what was never born."""
-        row = handle.row
+        row = self._addressed(handle)
         await ending.clear(row, found.client, self.program_of(handle), self.config.timeouts.shim_delete_s)
         await self.database.write(lambda connection: tasks.delete(connection, row.ns, row.id))
         handle.committed(None)

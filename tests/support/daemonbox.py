@@ -180,10 +180,14 @@ class DaemonBox:
         self.create_task(container_id)
         return self.start_task(container_id)
 
-    def exec(self, container_id: str, exec_id: str, *args: str) -> int:
+    def add_exec(self, container_id: str, exec_id: str, *args: str) -> None:
         request = tasks.ExecProcessRequest(container_id=container_id, exec_id=exec_id)
         request.spec.CopyFrom(wkt.any_of(PROCESS_URL, json.dumps(make_process(args)).encode()))
         self.tasks("Exec", request)
+
+    def exec(self, container_id: str, exec_id: str, *args: str) -> int:
+        """Add and start; returns its pid."""
+        self.add_exec(container_id, exec_id, *args)
         return self.start_task(container_id, exec_id)
 
     def task(self, container_id: str, exec_id: str = "") -> "process.Process":

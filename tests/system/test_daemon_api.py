@@ -197,6 +197,26 @@ def test_wait_is_answered_for_everyone_and_outlives_the_daemon(box: DaemonBox) -
     assert box.wait("c1").exit_status == 6
 
 
+def test_an_exec_id_may_be_used_again(box: DaemonBox) -> None:
+    """Wait tells the present one's exit, not the last one's, before, while and after it runs; also after a restart."""
+    box.run("c1", "sleep", "1000")
+    for code in (3, 4):
+        box.exec("c1", "e", "sh", "-c", f"exit {code}")
+        assert box.wait("c1", "e").exit_status == code
+        box.tasks("DeleteProcess", tasks.DeleteProcessRequest(container_id="c1", exec_id="e"))
+    box.add_exec("c1", "e", "sh", "-c", "while [ ! -e /go ]; do sleep 0.02; done; exit 5")
+    box.restart()
+    with pytest.raises(DeadlineExceeded):
+        box.tasks("Wait", tasks.WaitRequest(container_id="c1", exec_id="e"), timeout_s=0.2)
+    box.start_task("c1", "e")
+    with pytest.raises(DeadlineExceeded):
+        box.tasks("Wait", tasks.WaitRequest(container_id="c1", exec_id="e"), timeout_s=0.2)
+    with open(f"{box.rootfs}/go", "w", encoding="utf-8"):
+        pass
+    assert box.wait("c1", "e").exit_status == 5
+    assert [record.code for record in box.exits("c1", "e")] == [3, 4, 5]
+
+
 def test_checkpoint_needs_a_directory_and_reports_what_criu_says(box: DaemonBox) -> None:
     """Without image_path it is refused as unimplemented; with one, runc is asked."""
     box.run("c1", "sleep", "1000")

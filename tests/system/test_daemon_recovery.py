@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.daemonbox import NAMESPACE, SHIMD, DaemonBox
+from tests.support.daemonbox import NAMESPACE, SHIMD, DaemonBox, refused
 from tests.support.waiting import wait_until
 from ttrpc.api import process, shim, shimd, tasks
 from ttrpc.errors import StatusError
@@ -167,8 +167,10 @@ def test_a_container_outlives_its_shim_and_its_end_is_unknown(box: DaemonBox) ->
     assert is_alive(pid)
     assert box.shim("c1").health == shimd.HEALTH_GONE
 
-    os.kill(pid, signal.SIGKILL)
+    box.signal("c1", signal.SIGKILL)  # to its init: there is nobody else to ask
     assert box.wait("c1").exit_status == 255
+    with refused(Code.NOT_FOUND, "already finished"):
+        box.signal("c1")
     (record,) = box.exits("c1")
     assert record.source == shim.EXIT_SOURCE_UNKNOWN
     assert not record.HasField("code")

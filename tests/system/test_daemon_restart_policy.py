@@ -42,6 +42,7 @@ def is_running_again(box: DaemonBox, container_id: str, before: int) -> bool:
 def test_always_brings_it_back_with_the_same_request(box: DaemonBox) -> None:
     """A new task, counted, its output appended to the same log, its exits all on record."""
     pid = box.run("c1", "sh", "-c", "echo up; exec sleep 1000", labels=restart_labels("always"))
+    wait_until(lambda: box.output("c1") == "up\n", what="its output")
     box.signal("c1")
     wait_until(lambda: is_running_again(box, "c1", pid), what="the restart")
     wait_until(lambda: box.output("c1") == "up\nup\n", what="its output")
