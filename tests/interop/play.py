@@ -16,11 +16,11 @@ import termios
 from collections.abc import Callable
 from typing import Any
 
-from tests.interop.eventwatch import EventWatch
+from tests.interop.eventwatch import EventWatch, told
 from tests.support.containerdbox import Client, ContainerdBox, Result, listed
 from tests.support.grpcapi import GrpcApi, Refused
 from tests.support.recorder import Recorder
-from tests.support.transcript import normalised, values
+from tests.support.transcript import Entry, normalised, values
 from tests.support.waiting import wait_until
 from ttrpc.blocking import BlockingClient
 from ttrpc.errors import StatusError
@@ -30,6 +30,7 @@ from ttrpc.status import Code
 TASK = "containerd.task.v2.Task"
 LONGEST_TEXT = 2000  # longer output is noted as its size and hash
 SETTLE_S = 10.0
+CLEAN_S = 6.0  # what is still there then stays
 FOREVER = ("/bin/sleep", "1000")
 
 
@@ -221,6 +222,24 @@ class Play:
         with open(os.path.join(self.box.rootfs, "tmp", name), "rb") as file:
             return file.read()
 
+    # --- the recorder -----------------------------------------------------------------------------------------------------
+
+    @property
+    def tape(self) -> Recorder:
+        """The recorder of a scenario that asked for one."""
+        assert self.recorder is not None, "the scenario is not recorded"
+        return self.recorder
+
+    def owed(self) -> set[str]:
+        """The events that the shims' answers so far promise."""
+        return {line for entry in self.tape.delivered("call") for line in owed_for(entry)}
+
+    def delivered(self) -> list[str]:
+        """Those that arrived, in order, each at its first time."""
+        return list(dict.fromkeys(line_of(entry) for entry in self.tape.delivered()))
+
+    # --- the end ----------------------------------------------------------------------------------------------------------
+
     def finish(self, order: str) -> None:
         """Note the events and what is left, once nothing is on its way any more."""
         last: list[str] = []
@@ -230,16 +249,41 @@ class Play:
             return last == ["nothing"]
 
         try:
-            wait_until(is_clean, deadline_s=SETTLE_S, what="everything to be gone")
+            wait_until(is_clean, deadline_s=CLEAN_S, what="everything to be gone")
         except AssertionError:
             pass  # noted below, and compared
         self.note("left behind", last[0])
-        self.note("folders of fifos left behind", len(list(listed(self.box.fifo_dir))))
         if order != "unwatched":
+            self.note("folders of fifos left behind", len(list(listed(self.box.fifo_dir))))
             self.note("events", self.events.seen(order))
 
     def _without_pids(self, text: str) -> str:
         return re.sub(r"process \d+", "process", text)
+
+
+def line_of(entry: Entry) -> str:
+    """A forwarded event as the subscribers' line for it."""
+    (fields,) = entry.request.values()
+    return told(entry.name.removeprefix("Forward "), fields)
+
+
+def owed_for(call: Entry) -> list[str]:
+    """The events that must have happened when this call was answered so."""
+    container, exec_id = call.request.get("id", ""), call.request.get("exec_id", "")
+    who = f"{container}/{exec_id}" if exec_id else container
+    match call.name:
+        case "Create":
+            return [f"create {who}"]
+        case "Start":
+            return [f"exec-started {who}" if exec_id else f"start {who}"]
+        case "Exec":
+            return [f"exec-added {who}"]
+        case "Pause" | "Resume":
+            return [f"{call.name.lower()}d {who}"]
+        case "Delete" if call.answer.get("exited_at") == "<time>":
+            status = call.answer.get("exit_status", 0)
+            return [f"exit {who} = {status}", *([] if exec_id else [f"delete {who} = {status}"])]
+    return []
 
 
 class Terminal:

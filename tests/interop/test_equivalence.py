@@ -7,6 +7,7 @@ import pytest
 import tests.interop.scenarios.clients
 import tests.interop.scenarios.execs
 import tests.interop.scenarios.lifecycle
+import tests.interop.scenarios.restarts
 import tests.interop.scenarios.running
 import tests.interop.scenarios.shims
 import tests.interop.scenarios.signals

@@ -36,7 +36,7 @@ class GrpcApi:
             response_deserializer=method.output.FromString,
         )
         try:
-            return rpc(method.input(**fields), timeout=timeout_s, metadata=self._metadata)
+            return rpc(method.input(**fields), timeout=timeout_s, metadata=self._metadata, wait_for_ready=True)
         except grpc.RpcError as error:
             raise Refused(error.code().name, error.details()) from None
 

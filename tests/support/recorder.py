@@ -1,8 +1,8 @@
 """A recorder between containerd and its shims: sees every run of the shim's program, every call and every event.
 
-A wrapper with the shim's name, first in containerd's PATH, tells the recorder about each run and hands back what the
-real program said, with two addresses swapped: the events socket the shim is given, and the shim's own socket that
-containerd is told. Both ends of both sockets believe they talk to each other.
+A wrapper with the shim's name, first in containerd's PATH, tells the recorder about each run. It gives the shim another
+socket for its events, and moves the shim's own socket aside to listen in its place. Both ends of both sockets believe
+they talk to each other.
 
 Any frame can be held on its way (`Recorder.hold`), so that a test acts exactly between two steps of an operation.
 """
@@ -27,6 +27,7 @@ from ttrpc.status import Code
 
 READ_BYTES = 256 << 10
 HOLD_S = 30.0
+ASIDE = ".r"  # the end of a shim's socket's name while we listen under its own
 
 # Isolated and without site: the wrapper's own start-up is in the way of every container.
 WRAPPER = """\
@@ -68,12 +69,7 @@ while left:
             left.remove(fd)
 status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 out, err = said.values()
-answer = ask(exit=status, stdout=out.hex(), stderr=err.hex())
-if answer["address"]:
-    out = answer["address"].encode()
-    with open("address.new", "wb") as file:
-        file.write(out)
-    os.rename("address.new", "address")
+ask(exit=status, stdout=out.hex(), stderr=err.hex())
 os.write(1, out)
 os.write(2, err)
 os._exit(status if status >= 0 else 128 - status)
@@ -108,8 +104,9 @@ class Recorder:
         self._links: set[Link] = set()
         self._answers: list[tuple[Hold, Callable[[], None]]] = []  # to wrappers that are held
         self._listeners: list[socket.socket] = []
+        self._aside: list[str] = []
         self._is_stopping = False
-        self._control = self._listen("control", self._accept_wrapper)
+        self._control = self._listen(os.path.join(folder, "control"), self._accept_wrapper)
         self._make_wrappers(shims)
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
         self._thread.start()
@@ -157,6 +154,9 @@ class Recorder:
             link.close()
         for listener in self._listeners:
             listener.close()
+        for path in self._aside:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
         self._selector.close()
         os.close(self._wake_read)
         os.close(self._wake_write)
@@ -180,18 +180,13 @@ class Recorder:
                 self._answers.remove(item)
                 item[1]()
 
-    def _listen(self, name: str, accept: Callable[[socket.socket], None]) -> str:
-        path = os.path.join(self.folder, f"r{len(self._listeners)}-{name}"[:40])
+    def _listen(self, path: str, accept: Callable[[socket.socket], None]) -> str:
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(path)
         listener.listen(64)
         self._listeners.append(listener)
         self._selector.register(listener, selectors.EVENT_READ, lambda _: accept(listener.accept()[0]))
         return path
-
-    def _proxy(self, name: str, container: str, upstream: str) -> str:
-        """A socket that leads to `upstream`. Returns its path."""
-        return self._listen(name, lambda client: self._accept_link(client, container, upstream))
 
     def _accept_link(self, client: socket.socket, container: str, upstream: str) -> None:
         server = socket.socket(socket.AF_UNIX)
@@ -245,15 +240,15 @@ class Recorder:
         entry.notes = {"cwd": words["cwd"], **words["env"]}
         events = ""
         if words["env"].get("TTRPC_ADDRESS"):
-            events = self._proxy(f"ev-{entry.container}", entry.container, words["env"]["TTRPC_ADDRESS"])
+            upstream = words["env"]["TTRPC_ADDRESS"]
+            path = os.path.join(self.folder, f"events-{entry.order}")
+            events = self._listen(path, lambda client: self._accept_link(client, entry.container, upstream))
         return {"events": events}
 
     def _told_end(self, entry: Entry, words: dict[str, Any]) -> dict[str, Any]:
         out = bytes.fromhex(words["stdout"])
-        address = ""
         if entry.name == "start" and words["exit"] == 0:
-            upstream = out.decode().strip().removeprefix("unix://")
-            address = "unix://" + self._proxy(f"sh-{entry.container}", entry.container, upstream)
+            self._take_over(out.decode().strip().removeprefix("unix://"), entry.container)
             answer: Any = out.decode()
         elif entry.name == "delete" and words["exit"] == 0:
             reply = methods("containerd.task.v2.Task")["Delete"].output()
@@ -264,7 +259,16 @@ class Recorder:
         entry.answer = {"exit": words["exit"], "stdout": answer, "stderr": bool(words["stderr"])}
         entry.notes["stderr"] = bytes.fromhex(words["stderr"]).decode(errors="replace")
         entry.ended = True
-        return {"address": address}
+        return {}
+
+    def _take_over(self, path: str, container: str) -> None:
+        """Listen where the shim does, with the shim's own socket moved aside; its address stays what it was."""
+        aside = path + ASIDE
+        if os.path.exists(aside):  # a second container of the same shim
+            return
+        os.rename(path, aside)
+        self._aside.append(aside)
+        self._listen(path, lambda client: self._accept_link(client, container, aside))
 
     # --- what passes -------------------------------------------------------------------------------------------------
 
