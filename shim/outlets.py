@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 
     from shim.loop import Loop
 
+# A splice takes a slot of the FIFO, of which there are 16 by default, whatever its size (fcntl(2), F_SETPIPE_SZ). When
+# this many are unread, small chunks are written instead: those share slots, at the risk of one should we be killed.
+CROWDED_CHUNKS = 8
 LIMIT_BYTES = 1 << 16  # beyond this `full` asks the giver to stop
 
 
@@ -146,7 +149,7 @@ class PipeSink:
     Owns the outlet with the fd, which is opened for reading too: a client that went away is a full pipe, not an EPIPE.
     """
 
-    __slots__ = ("_fd", "_loop", "_on_room", "_watching", "blocked", "outlet", "takes_splice", "wrote_bytes")
+    __slots__ = ("_fd", "_loop", "_on_room", "_unread_chunks", "_watching", "blocked", "outlet", "takes_splice")
 
     def __init__(self, loop: "Loop", fd: int, *, takes_splice: bool) -> None:
         self._loop = loop
@@ -157,7 +160,7 @@ class PipeSink:
         self.outlet.on_room(self._room)
         self.takes_splice = takes_splice
         self.blocked = False
-        self.wrote_bytes = 0
+        self._unread_chunks = 0
 
     @property
     def idle(self) -> bool:
@@ -171,8 +174,16 @@ class PipeSink:
 
         Raises: BlockingIOError when the source is empty.
         """
+        if pipes.waiting_bytes(self._fd) == 0:
+            self._unread_chunks = 0
+        self._unread_chunks += 1
+        if self._unread_chunks > CROWDED_CHUNKS and 0 < pipes.waiting_bytes(source_fd) <= pipes.ATOMIC_BYTES:
+            data = os.read(source_fd, pipes.ATOMIC_BYTES)
+            self.outlet.write(data)
+            self.blocked = not self.outlet.idle
+            return len(data)
         try:
-            moved = pipes.splice_to_pipe(source_fd, self._fd, pipes.CHUNK_BYTES)
+            return pipes.splice_to_pipe(source_fd, self._fd, pipes.CHUNK_BYTES)
         except BlockingIOError:
             if pipes.waiting_bytes(source_fd) == 0:
                 raise
@@ -181,11 +192,8 @@ class PipeSink:
                 self._loop.register(self._fd, WRITE, self._ready)
                 self._watching = True
             return None
-        self.wrote_bytes += moved
-        return moved
 
     def write(self, _stream: str, data: bytes) -> None:
-        self.wrote_bytes += len(data)
         self.outlet.write(data)
         self.blocked = self.outlet.full
 

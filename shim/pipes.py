@@ -10,6 +10,7 @@ import termios
 
 F_SETPIPE_SZ = 1031  # fcntl(2); the fcntl module names it from Python 3.10 on, but only where the C library did
 PIPE_SIZE_BYTES = 1 << 20  # how much a workload may be ahead of us before its write blocks
+ATOMIC_BYTES = 4096  # PIPE_BUF: a write of this size is never cut in two (pipe(7))
 CHUNK_BYTES = (
     1 << 16
 )  # one read or splice: the usual pipe capacity, and a bound for what one formatted batch can grow to

@@ -291,6 +291,24 @@ def test_a_client_that_does_not_read_blocks_its_own_exec_only(loop: Loop, io_dir
         stdio.close()
 
 
+def test_many_small_writes_of_an_exec_fit_its_clients_fifo_unread(loop: Loop, io_dir: str, tmp_path: Path) -> None:
+    """As many bytes as usual, not as many writes: a client may read only after the exit."""
+    path = fifo(tmp_path, "out")
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    stdio = make(loop, io_dir, stdout=path, direct=False)
+    out = child_output(stdio)
+    stdio.started()
+    for number in range(1000):
+        os.write(out, b"%03d\n" % number)
+        turn_until(loop, lambda: stdio.log_bytes == 4 * number + 4)  # noqa: B023 - called at once
+    os.close(out)
+    play(loop, stdio.drain())
+    stdio.close()
+
+    assert os.read(reader, 10_000) == b"".join(b"%03d\n" % number for number in range(1000))
+    os.close(reader)
+
+
 def test_a_file_in_a_fifos_place_is_appended_to(loop: Loop, io_dir: str, tmp_path: Path) -> None:
     path = tmp_path / "plain"
     path.write_bytes(b"old ")
