@@ -1,12 +1,14 @@
 """The shim's command line, as containerd calls it. The only reader of argv and the environment.
 
 containerd-shim-shimd-v2 -namespace NS -id ID -address SOCKET [-publish-binary BIN] [-debug] start | delete
+containerd-shim-shimd-v2 keeper
 containerd-shim-shimd-v2 -v
 """
 
 import os
 import sys
 
+from shim.launch import read_stdin
 from shim.params import DEFAULT_SOCKET_DIR, Params, socket_path
 from shim.version import REVISION, VERSION
 
@@ -20,8 +22,7 @@ FLAGS = {
     "fd": True, "debug": False, "v": False, "version": False, "h": False, "help": False,
 }  # fmt: skip
 TRUE, FALSE = ("1", "t", "T", "true", "TRUE", "True"), ("0", "f", "F", "false", "FALSE", "False")
-STDIN_MAX_BYTES = 1 << 20
-USAGE = "usage: containerd-shim-shimd-v2 -namespace NS -id ID -address SOCKET [-debug] start | delete; or -v"
+USAGE = "usage: containerd-shim-shimd-v2 -namespace NS -id ID -address SOCKET [-debug] start | delete; or keeper; or -v"
 
 
 class UsageError(Exception):
@@ -59,8 +60,11 @@ def parse_flags(arguments: "Sequence[str]") -> "tuple[dict[str, str], list[str]]
     return values, rest
 
 
-def main() -> int:
-    """Blocks: `serve` for the container's life, the others briefly. Returns the exit code; errors are on stderr."""
+def main(stdin: "bytes | None" = None, reason: str = "") -> int:
+    """Blocks: `serve` for the container's life, the others briefly. Returns the exit code; errors are on stderr.
+
+    ``stdin`` is what was read of it already, and ``reason`` why the keeper does not start this shim: see launch.py.
+    """
     try:
         flags, rest = parse_flags(sys.argv[1:])
         if flags.get("v") or flags.get("version"):
@@ -70,37 +74,25 @@ def main() -> int:
             _say(USAGE)
             return 0
         action = rest[0] if rest else "serve"
-        return run(action, flags)
+        return run(action, flags, stdin, reason)
     except UsageError as error:
         _say(f"{error}\n{USAGE}")
         return 2
 
 
-def run(action: str, flags: "dict[str, str]") -> int:
+def run(action: str, flags: "dict[str, str]", stdin: "bytes | None" = None, reason: str = "") -> int:
     """One action. Raises: UsageError."""
-    from shim.bundle import Bundle, require_id
     from ttrpc.errors import StatusError
 
     environment = dict(os.environ)
-    params = Params(
-        namespace=flags.get("namespace", ""),
-        id=flags.get("id", ""),
-        address=flags.get("address", ""),
-        bundle=flags.get("bundle") or os.getcwd(),
-        socket_path=flags.get("socket", ""),
-        publish_binary=flags.get("publish-binary", ""),
-        debug=bool(flags.get("debug")),
-        environment=environment,
-    )
+    params = make_params(flags, os.getcwd(), environment)
     try:
-        require_id(params.namespace, "namespace")
-        require_id(params.id, "id")
-        Bundle(params.bundle).check()
+        check(params)
     except StatusError as error:
         _say(str(error))
         return 1
     if action == "start":
-        return _start(params, environment)
+        return _start(params, environment, read_stdin() if stdin is None else stdin, reason)
     if action == "delete":
         return _delete(params, environment)
     if action == "serve" and "fd" in flags and params.socket_path:
@@ -108,22 +100,37 @@ def run(action: str, flags: "dict[str, str]") -> int:
     raise UsageError(f"unknown action {action!r}" if action != "serve" else "an action is missing")
 
 
-def _start(params: Params, environment: "dict[str, str]") -> int:
+def make_params(flags: "dict[str, str]", cwd: str, environment: "dict[str, str]") -> Params:
+    """What the flags say of a shim. Pure."""
+    return Params(
+        namespace=flags.get("namespace", ""),
+        id=flags.get("id", ""),
+        address=flags.get("address", ""),
+        bundle=flags.get("bundle") or cwd,
+        socket_path=flags.get("socket", ""),
+        publish_binary=flags.get("publish-binary", ""),
+        debug=bool(flags.get("debug")),
+        environment=environment,
+    )
+
+
+def check(params: Params) -> None:
+    """Raises: InvalidArgument for ids that are none, or a bundle that is not ours."""
+    from shim.bundle import Bundle, require_id
+
+    require_id(params.namespace, "namespace")
+    require_id(params.id, "id")
+    Bundle(params.bundle).check()
+
+
+def _start(params: Params, environment: "dict[str, str]", stdin: bytes, reason: str) -> int:
     from shim.start import StartError, start
 
-    stdin = b"" if os.isatty(0) else _read_stdin()
     try:
-        start(params, environment.get("SHIMD_SOCKET_DIR", DEFAULT_SOCKET_DIR), stdin, _serve)
+        start(params, environment.get("SHIMD_SOCKET_DIR", DEFAULT_SOCKET_DIR), stdin, _serve, reason)
     except (StartError, OSError) as error:
         _say(str(error))
         return 1
-
-
-def _read_stdin() -> bytes:
-    parts: list[bytes] = []
-    while len(parts) * 65536 < STDIN_MAX_BYTES and (part := os.read(0, 65536)):
-        parts.append(part)
-    return b"".join(parts)
 
 
 def _serve(listener_fd: int, params: Params) -> int:
@@ -158,4 +165,6 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from shim.launch import main as launch
+
+    sys.exit(launch())

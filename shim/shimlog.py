@@ -15,7 +15,8 @@ TEXT_MAX = 2000
 class ShimLog:
     """Owns the log's fd. Lines are logfmt, as containerd's own: ``time=… level=… msg="…" id=…``."""
 
-    def __init__(self, bundle: str, container_id: str, *, debug: bool = False) -> None:
+    def __init__(self, bundle: str, container_id: str, *, debug: bool = False, name: str = "shim.log") -> None:
+        self._name = name
         self._container_id = container_id
         self._debug = debug
         self._path: str | None = None
@@ -33,7 +34,7 @@ class ShimLog:
                 return
         except OSError:
             pass
-        self._path = os.path.join(bundle, "shim.log")
+        self._path = os.path.join(bundle, self._name)
         self._reopen()
 
     def _reopen(self) -> None:

@@ -8,6 +8,7 @@ import errno
 import fcntl
 import os
 import socket
+import time
 
 from shim.params import Params, socket_path
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 SOCKET_PATH_MAX = 106
 BACKLOG = 128
 PROBE_S = 0.5
+# How long a shim forked by the keeper, too late for its `start`, may hold the bundle until it knows and ends.
+LATE_SHIM_S = 1.0
 CGROUP_MOUNTS = "/sys/fs/cgroup"
 
 
@@ -27,25 +30,24 @@ class StartError(Exception):
     """Why there is no shim; printed as it is."""
 
 
-def start(params: Params, socket_dir: str, stdin: bytes, serve: "Callable[[int, Params], int]") -> "NoReturn":
+def start(
+    params: Params, socket_dir: str, stdin: bytes, serve: "Callable[[int, Params], int]", reason: str = ""
+) -> "NoReturn":
     """Start the shim of one container: once the address works it is printed, and this process ends.
 
-    ``serve`` is called in the child only, and imports the rest there. Raises: StartError.
+    ``serve`` is called in the child only, and imports the rest there. ``reason`` is why the keeper did not do it: the
+    shim's log gets it. Raises: StartError.
     """
     shim_cgroup = read_shim_cgroup(stdin)
-    bundle_fd = lock_bundle(params.bundle)
-    params.socket_path = params.socket_path or socket_path(socket_dir, params.address, params.namespace, params.id)
-    listener = listen(params.socket_path)
+    listener, bundle_fd = claim(params, socket_dir, LATE_SHIM_S if reason else 0.0)
     try:
         score = parent_oom_score_adj()
         pid = os.fork()
         if pid == 0:
-            _become_shim(listener, bundle_fd, params, score, serve)
+            _become_shim(listener, bundle_fd, params, score, serve, reason)
         if shim_cgroup:
             join_cgroup(shim_cgroup, pid)
-        address = "unix://" + params.socket_path
-        _write(os.path.join(params.bundle, "shim.pid"), str(pid))
-        _write(os.path.join(params.bundle, "address"), address)
+        address = publish(params, pid)
     except OSError as error:
         os.unlink(params.socket_path)
         raise StartError(f"cannot start the shim: {error}") from None
@@ -53,8 +55,43 @@ def start(params: Params, socket_dir: str, stdin: bytes, serve: "Callable[[int, 
     os._exit(0)  # nothing of this interpreter needs taking down, and the daemon is waiting
 
 
+def claim(params: Params, socket_dir: str, patience_s: float = 0.0) -> "tuple[socket.socket, int]":
+    """Make the bundle and the address this shim's own: its listener, and the fd whose lock holds the bundle.
+
+    Blocks: at most ``patience_s`` for another that is about to let the bundle go. Raises: StartError.
+    """
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            bundle_fd = lock_bundle(params.bundle)
+            break
+        except StartError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(0.01)
+    params.socket_path = params.socket_path or socket_path(socket_dir, params.address, params.namespace, params.id)
+    return listen(params.socket_path), bundle_fd
+
+
+def publish(params: Params, pid: int) -> str:
+    """Write the bundle's `shim.pid` and `address`; the value is the address. Raises: OSError."""
+    address = "unix://" + params.socket_path
+    try:
+        os.unlink(os.path.join(params.bundle, "ended"))  # an earlier shim's last word
+    except FileNotFoundError:
+        pass
+    _write(os.path.join(params.bundle, "shim.pid"), str(pid))
+    _write(os.path.join(params.bundle, "address"), address)
+    return address
+
+
 def _become_shim(
-    listener: socket.socket, bundle_fd: int, params: Params, score: int, serve: "Callable[[int, Params], int]"
+    listener: socket.socket,
+    bundle_fd: int,
+    params: Params,
+    score: int,
+    serve: "Callable[[int, Params], int]",
+    reason: str,
 ) -> "NoReturn":
     """The child, which never returns: a session of its own, nothing of the parent's fds, then the serving loop."""
     code = 1
@@ -67,6 +104,12 @@ def _become_shim(
         with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
             file.write(str(score))
         params.environment.pop("NOTIFY_SOCKET", None)
+        if reason:
+            from shim.shimlog import ShimLog
+
+            log = ShimLog(params.bundle, params.id)
+            log.warning(f"started without the keeper: {reason}")
+            log.close()
         code = serve(listener.detach(), params)
     finally:
         os._exit(code)

@@ -85,6 +85,16 @@ def message_class(full_name: str) -> "type[Message]":
     return message_factory.GetMessageClass(_pool.FindMessageTypeByName(full_name))
 
 
+def make_shim_classes() -> None:
+    """Make every class of ``shim.binpb`` now: for a process that is about to fork many that would make them each."""
+    _load("shim.binpb")
+    with open(os.path.join(_HERE, "shim.binpb"), "rb") as file:
+        files = _file_descriptors(file.read())
+    # A FileDescriptorProto begins with its name (field 1), which is shorter than 128 bytes.
+    names = [raw[2 : 2 + raw[1]].decode() for raw in files]
+    message_factory.GetMessageClassesForFiles(names, _pool)
+
+
 def service_descriptor(full_name: str) -> "ServiceDescriptor":
     """The descriptor of a service by its full protobuf name, such as ``containerd.task.v2.Task``.
 

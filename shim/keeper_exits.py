@@ -1,0 +1,117 @@
+"""How orphans of dead shims ended: the keeper is their next parent, and notes the exact status in their bundle.
+
+A note is `<bundle>/keeper-exit.<pid>`, JSON: pid, start_ticks and boot_id (together the identity of the process),
+wait_status as wait(2) has it, exited_at_ns, and shim_pid, the dead shim's.
+"""
+
+import json
+import os
+import time
+
+from shim import kernel
+from shim.bundle import Bundle, read_file, write_replacing
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+VERSION = 1
+# Exits nobody asked about yet; more dead shims than this at a time have a bundle with their note anyway.
+REMEMBERED_MAX = 1024
+
+
+class Orphans:
+    """What is known of the processes dead shims left to this one. Owns the notes."""
+
+    def __init__(self, boot_id: str) -> None:
+        self._boot_id = boot_id
+        self._expected: dict[int, tuple[str, int]] = {}
+        self.ended: dict[int, tuple[int, int]] = {}
+
+    def expect(self, shim_pid: int, bundle: str) -> None:
+        """A shim died: its container's processes are ours now, as far as they live or are not reaped."""
+        for pid, ticks in recorded_processes(bundle).items():
+            found = parent_and_start(pid)
+            if found is not None and found[0] == os.getpid() and ticks in (None, found[1]):
+                self._expected.setdefault(pid, (bundle, shim_pid))
+
+    def note(self, pid: int, status: int) -> str:
+        """An orphan ended and is not reaped yet: put that on disk. The bundle it belonged to; empty for a stray.
+
+        Order: before it is reaped, so that its pid and start time are still its own.
+        """
+        now_ns = time.time_ns()
+        bundle, shim_pid = self._expected.pop(pid, ("", 0))
+        while len(self.ended) >= REMEMBERED_MAX:
+            del self.ended[next(iter(self.ended))]
+        self.ended[pid] = (status, now_ns)
+        if bundle:
+            # Its pid and start time are its own until it is reaped.
+            note = {
+                "version": VERSION, "pid": pid, "start_ticks": kernel.start_ticks(pid), "boot_id": self._boot_id,
+                "wait_status": status, "exited_at_ns": now_ns, "shim_pid": shim_pid,
+            }  # fmt: skip
+            write_replacing(note_path(bundle, pid), json.dumps(note).encode(), durable=True)
+        return bundle
+
+
+def note_path(bundle: str, pid: int) -> str:
+    """Where the note about a process is."""
+    return os.path.join(bundle, f"keeper-exit.{pid}")
+
+
+def read_note(bundle: str, pid: int, start_ticks: int, boot_id: str) -> "dict[str, Any] | None":
+    """The note about exactly this process, or None."""
+    note = _read_json(note_path(bundle, pid))
+    if not isinstance(note, dict) or note.get("version") != VERSION:
+        return None
+    identity = {"pid": pid, "start_ticks": start_ticks, "boot_id": boot_id}
+    return note if all(note.get(name) == value for name, value in identity.items()) else None
+
+
+def recorded_processes(bundle: str) -> "dict[int, int | None]":
+    """Every pid a bundle names, with its start time where that is known: of init and of execs.
+
+    The shim wrote state files with both; a pid runc wrote a moment before the shim died is in a pid file only.
+    """
+    found: dict[int, int | None] = {}
+    for name in _names(bundle, ".pid"):
+        try:
+            found[Bundle(bundle).read_pid(os.path.join(bundle, name))] = None
+        except (OSError, ValueError):
+            pass  # its writer was killed
+    execs = Bundle(bundle).execs_dir
+    states = [(Bundle(bundle).read_state() or {}).get("init")]
+    states += [_read_json(os.path.join(execs, name)) for name in _names(execs, ".state.json")]
+    for state in states:
+        if isinstance(state, dict) and isinstance(state.get("pid"), int) and isinstance(state.get("start_ticks"), int):
+            found[state["pid"]] = state["start_ticks"]
+    return found
+
+
+def _names(directory: str, suffix: str) -> "list[str]":
+    try:
+        return [name for name in os.listdir(directory) if name.endswith(suffix) and name != "shim.pid"]
+    except OSError:
+        return []
+
+
+def _read_json(path: str) -> "Any":
+    try:
+        return json.loads(read_file(path))
+    except (OSError, ValueError):
+        return None
+
+
+def parent_and_start(pid: int) -> "tuple[int, int] | None":
+    """A process's parent and start time, zombies included; None when there is none.
+
+    Source: proc_pid_stat(5), fields 4 and 22.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            text = file.read()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = text[text.rindex(b")") + 2 :].split()
+    return int(fields[1]), int(fields[19])

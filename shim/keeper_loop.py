@@ -1,0 +1,277 @@
+"""What the keeper does: it forks for who asks, and reaps. One poll loop, no threads, a bounded number of clients."""
+
+import errno
+import os
+import signal
+import socket
+import time
+
+from shim import kernel
+from shim.keeper_exits import Orphans
+from shim.keeper_peer import World
+from shim.keeper_wire import BadRequest, pack_answer, unpack_request
+from shim.launch import REFUSED, STALE
+from shim.loop import READ, Loop
+from shim.reaper import wait_status
+from shim.shimlog import ShimLog
+from shim.wakeup import Wakeup
+from ttrpc.peer import check_peer
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from shim.keeper_code import Edition
+    from shim.keeper_wire import Request
+    from shim.loop import Timer
+
+HANDLED = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT)
+# A client sends its request as soon as it is connected; this many may be in between, each for so long.
+CLIENTS_MAX, REQUEST_S = 64, 5.0
+REQUEST_MAX_BYTES = 1 << 20
+ACCEPTS_PER_TURN = 16
+NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+NO_ROOM_S = 0.1
+# How often a keeper looks whether it can still be reached, and how long one with a younger sibling waits to be asked.
+LOOK_S, UNUSED_S = 60.0, 600.0
+
+
+class Forked(BaseException):
+    """Thrown through the loop of a child: from here on this process is no keeper."""
+
+    def __init__(self, request: "Request", connection: socket.socket, peer_pid: int) -> None:
+        self.request = request
+        self.connection = connection
+        self.peer_pid = peer_pid
+
+
+class Keeper:
+    """Owns the listener, its path while that is its own, the clients, and every child from fork to wait.
+
+    A keeper that is `retiring` forks no more, and ends with its last child.
+    """
+
+    def __init__(self, listener_fd: int, path: str, edition: "Edition") -> None:
+        kernel.become_subreaper()
+        kernel.name_process("shimd-keeper", f"shimd-keeper {path}")
+        self.path = path
+        self.edition = edition
+        self.log = ShimLog(os.path.dirname(path), f"keeper-{os.getpid()}", name="keeper.log")
+        self.world = World("self")
+        self.orphans = Orphans(kernel.boot_id())
+        self.shims: dict[int, str] = {}
+        self.clients: dict[socket.socket, Timer] = {}
+        self.is_retiring = False
+        self.asked_at_s = time.monotonic()
+        self.inode = inode_of(path)
+        self.listener = socket.socket(fileno=listener_fd)
+        self.listener.setblocking(False)
+        self.listener.set_inheritable(False)
+        self.loop = Loop()
+        self.loop.on_error = lambda error: self.log.failure("a callback fails", error)
+        self.wakeup = Wakeup(
+            self.loop, {signal.SIGCHLD: self.reap, signal.SIGTERM: self._told_to_end, signal.SIGINT: self._told_to_end}
+        )
+        self.loop.register(self.listener.fileno(), READ, self._accept)
+        self.loop.call_later(LOOK_S, self._look)
+
+    def run(self) -> None:
+        """Blocks: until told to end, or no longer wanted. Raises: Forked, in a child."""
+        self.loop.run()
+
+    # --- requests
+
+    def _accept(self, _mask: int) -> None:
+        for _ in range(ACCEPTS_PER_TURN):
+            try:
+                connection, _ = self.listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in NO_ROOM:
+                    self._rest()
+                return
+            if len(self.clients) >= CLIENTS_MAX:
+                connection.close()
+                continue
+            connection.setblocking(False)
+            self._expect(connection)
+            self._read(connection)
+
+    def _rest(self) -> None:
+        """The listener stays readable while we cannot accept: without a pause the loop would spin."""
+        fd = self.listener.fileno()
+        self.loop.modify(fd, 0)
+        self.loop.call_later(NO_ROOM_S, lambda: self.loop.modify(fd, READ))
+
+    def _expect(self, connection: socket.socket) -> None:
+        def give_up() -> None:
+            self._take(connection)
+            connection.close()
+
+        self.clients[connection] = self.loop.call_later(REQUEST_S, give_up)
+        self.loop.register(connection.fileno(), READ, lambda _mask: self._read(connection))
+
+    def _take(self, connection: socket.socket) -> None:
+        """A client's turn has come, or it is given up: nothing more is expected of it."""
+        self.clients.pop(connection).cancel()
+        self.loop.unregister(connection.fileno())
+
+    def _read(self, connection: socket.socket) -> None:
+        try:
+            message = connection.recv(REQUEST_MAX_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            message = b""
+        self._take(connection)
+        if message:
+            self._serve(message, connection)
+        connection.close()
+
+    def _serve(self, message: bytes, connection: socket.socket) -> None:
+        """Fork a shim, or say why not. Raises: Forked, in the child, which answers by itself."""
+        self.asked_at_s = time.monotonic()
+        try:
+            peer = check_peer(connection)
+        except OSError as error:
+            self.log.warning(str(error))
+            return
+        changed = self.edition.changed()
+        if changed:
+            self._retire(f"{changed} has changed")
+        try:
+            if self.is_retiring:
+                answer = pack_answer(STALE, "it is out of date")
+            else:
+                self._fork(unpack_request(message), connection, peer.pid)
+                return
+        except (BadRequest, OSError) as error:
+            answer = pack_answer(REFUSED, str(error))
+        try:
+            connection.send(answer)
+        except OSError:
+            pass  # it gave up
+
+    def _fork(self, request: "Request", connection: socket.socket, peer_pid: int) -> None:
+        """Raises: Forked in the child; OSError when there is no room for one more process."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)  # none may run a handler of ours in the child
+        pid = -1
+        try:
+            pid = os.fork()
+        finally:
+            if pid != 0:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
+        if pid == 0:
+            raise Forked(request, connection, peer_pid)
+        self.shims[pid] = request.cwd
+
+    # --- children
+
+    def reap(self) -> None:
+        """Take every child that ended: shims first, so that it is known whose processes the others were."""
+        while (found := self._next_ended()) is not None:
+            pid, status = found
+            bundle = self.shims.pop(pid, None)
+            if bundle is not None:
+                if status != 0:
+                    self.log.warning(f"shim {pid} of {bundle} ended with wait status {status}")
+                self.orphans.expect(pid, bundle)
+            else:
+                self._note(pid, status)
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
+        self._end_if_done()
+
+    def _next_ended(self) -> "tuple[int, int] | None":
+        """A child that ended and its wait status; it is still a zombie."""
+        try:
+            found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if found is not None and found.si_pid not in self.shims:
+                for pid in self.shims:
+                    found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) or found
+        except ChildProcessError:
+            return None
+        return None if found is None else (found.si_pid, wait_status(found.si_code, found.si_status))
+
+    def _note(self, pid: int, status: int) -> None:
+        try:
+            bundle = self.orphans.note(pid, status)
+        except OSError as error:
+            self.log.error(f"how process {pid} ended, wait status {status}, cannot be noted: {error}")
+            return
+        if bundle:
+            self.log.info(f"process {pid} of {bundle}, whose shim is dead, ended with wait status {status}")
+
+    # --- the end
+
+    def _told_to_end(self) -> None:
+        self.log.info("told to end")
+        self.unlink()
+        self.loop.stop()
+
+    def _retire(self, why: str) -> None:
+        if not self.is_retiring:
+            self.log.info(f"retiring with {len(self.shims)} shims: {why}")
+            self.is_retiring = True
+            self.unlink()
+            self.loop.call_soon(self._end_if_done)
+
+    def _end_if_done(self) -> None:
+        if self.is_retiring and not has_children():
+            self.log.info("the last child is gone")
+            self.loop.stop()
+
+    def _look(self) -> None:
+        """Retire when nobody can reach us, or nobody wants to since a younger keeper is there."""
+        self.loop.call_later(LOOK_S, self._look)
+        if inode_of(self.path) != self.inode:
+            self._retire("its socket is gone, or another's")
+        elif time.monotonic() - self.asked_at_s > UNUSED_S and not has_children():
+            younger = younger_sibling(self.path)
+            if younger:
+                self._retire(f"unused since {younger} is there")
+
+    def unlink(self) -> None:
+        """Take the socket's name away, if it is still our socket's."""
+        if self.inode is not None and inode_of(self.path) == self.inode:
+            os.unlink(self.path)
+
+    def let_go(self) -> None:
+        """Close everything in a child, where all of it is the parent's business."""
+        self.listener.close()
+        for connection in self.clients:
+            connection.close()
+        self.loop.close()
+        self.log.close()
+
+    def close(self) -> None:
+        self.unlink()
+        self.wakeup.close()
+        self.let_go()
+
+
+def has_children() -> bool:
+    """Whether there is anything left to reap, now or later."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
+
+
+def inode_of(path: str) -> "tuple[int, int] | None":
+    """What a path names now, or None."""
+    try:
+        found = os.stat(path, follow_symlinks=False)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def younger_sibling(path: str) -> str:
+    """A keeper's socket in the same directory that was made after this one; empty when there is none."""
+    directory = os.path.dirname(path)
+    made_ns = os.stat(path).st_mtime_ns
+    for name in sorted(os.listdir(directory)):
+        other = os.path.join(directory, name)
+        if other != path and "." not in name and os.stat(other).st_mtime_ns > made_ns:  # a dot: locks, logs
+            return other
+    return ""
