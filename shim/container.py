@@ -7,7 +7,7 @@ import time
 
 from shim import cgroups, kernel, mounts, runc
 from shim.bundle import parse_object
-from shim.ending import ENDING_S, kill_others, thaw
+from shim.ending import ENDING_S, kill_everyone, thaw
 from shim.errors import failed_precondition, internal, not_found, unknown
 from shim.lifecycle import CREATED, CREATING, DELETED, PAUSED, RUNNING, STOPPED
 from shim.lock import Lock
@@ -184,9 +184,12 @@ class Container:
         """Signal a process, or with ``everyone`` (of init only) all of the container. Raises: see Process.signal."""
         if process.lifecycle.state == STOPPED:
             raise not_found("process already finished")
-        process.signal(signum)
         if everyone and process is self.init:
-            yield from kill_others(self, signum)
+            process.check_signal(signum)
+            yield from kill_everyone(self, signum)
+            process.is_killed |= signum == signal.SIGKILL
+        else:
+            process.signal(signum)
         if process.is_killed and process is self.init and self.state == PAUSED:
             yield from thaw(self)
 
@@ -250,7 +253,7 @@ class Container:
         yield from self.lock.acquire()
         try:
             self.require("checkpoint")
-            arguments = checkpoint_arguments(path, options, self.parts.bundle.file("work"))
+            arguments = runc.checkpoint_arguments(path, options, self.parts.bundle.file("work"))
             yield from self.runc.call(
                 self.parts.reaper, "checkpoint", *arguments, self.id, deadline_s=runc.CHECKPOINT_S
             )
@@ -378,21 +381,3 @@ class Container:
             self.parts.bundle.write_json(name, state)
         except OSError as error:
             self.parts.log.warning(f"{name} is out of date: {error}")
-
-
-def checkpoint_arguments(path: str, options: "CheckpointOptions", work_dir: str) -> list[str]:
-    """The arguments of `runc checkpoint`. Pure."""
-    arguments = ["checkpoint", "--image-path", path, "--work-path", options.work_path or work_dir]
-    switches = {
-        "--tcp-established": options.open_tcp,
-        "--ext-unix-sk": options.external_unix_sockets,
-        "--shell-job": options.terminal,
-        "--file-locks": options.file_locks,
-        "--leave-running": not options.exit,
-    }
-    arguments += [switch for switch, is_set in switches.items() if is_set]
-    for name in options.empty_namespaces:
-        arguments += ["--empty-ns", name]
-    if options.cgroups_mode:
-        arguments += ["--manage-cgroups-mode", options.cgroups_mode]
-    return arguments

@@ -4,7 +4,7 @@ import os
 
 from shim import mounts, runc
 from shim.ending import on_exit
-from shim.errors import unknown
+from shim.errors import already_exists, unknown
 from ttrpc.api import events
 from ttrpc.errors import StatusError
 
@@ -28,6 +28,7 @@ def create(container: "Container", request: "CreateTaskRequest") -> "Handler":
     """
     bundle = container.parts.bundle
     planned = mounts.plan(request.rootfs, bundle.rootfs)
+    check_unused(container)
     has_run = False
     try:
         bundle.make_directories()
@@ -46,6 +47,16 @@ def create(container: "Container", request: "CreateTaskRequest") -> "Handler":
             raise unknown(f"cannot create the container: {error}") from None
         raise
     return container.init.pid
+
+
+def check_unused(container: "Container") -> None:
+    """Make sure that undoing a failure cannot hit a container which somebody else has created, and may be running.
+
+    Raises: AlreadyExists when the runtime knows the id already.
+    """
+    path = os.path.join(container.runc.root, container.id)
+    if os.path.lexists(path):
+        raise already_exists(f"the runtime has a container {container.id} already ({path}): delete that first")
 
 
 def _run(container: "Container", stdio: "Stdio", request: "CreateTaskRequest") -> "Handler":

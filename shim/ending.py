@@ -114,7 +114,7 @@ def _tell(container: "Container", process: "Process", record: Exit) -> None:
 def _end_others(container: "Container") -> "Handler":
     """Init is dead: end what its PID namespace does not end by itself, and let every exec's exit be told first."""
     if container.shares_pids:
-        yield from kill_others(container, signal.SIGKILL)
+        yield from kill_everyone(container, signal.SIGKILL)
     deadline = time.monotonic() + EXECS_S
     for process in tuple(container.execs.values()):
         for fact in (process.starting, process.told):
@@ -128,7 +128,7 @@ def _end_others(container: "Container") -> "Handler":
                 break
 
 
-def kill_others(container: "Container", signum: int) -> "Handler":
+def kill_everyone(container: "Container", signum: int) -> "Handler":
     """Signal whoever is in the container's cgroup, by pidfd or cgroup.kill.
 
     Not by `runc kill --all`: runc 1.2 and later ignore the switch, and signal init alone. Only for a container without

@@ -84,20 +84,24 @@ class Process:
         """Send a signal to exactly this process.
 
         Through the pidfd, not by `runc kill`: the same system call without a program start before it, and exact, since
-        nobody but us can reap the process. Raises: NotFound, FailedPrecondition, InvalidArgument, as containerd's shim.
+        nobody but us can reap the process. Raises: see check_signal.
         """
-        if not 0 <= signum < signals.NSIG:
-            raise invalid_argument(f"signal {signum} does not exist: 1 to {signals.NSIG - 1}")
-        if self.reaped:
-            raise not_found("process already finished")
-        if self.pid == 0:
-            raise failed_precondition("process not created")
+        self.check_signal(signum)
         try:
             kernel.send_signal(self.pidfd, self.pid, signum)
         except ProcessLookupError:
             raise not_found("process already finished") from None
         if signum == signals.SIGKILL:
             self.is_killed = True
+
+    def check_signal(self, signum: int) -> None:
+        """Raises: NotFound, FailedPrecondition, InvalidArgument, with the words of containerd's shim."""
+        if not 0 <= signum < signals.NSIG:
+            raise invalid_argument(f"signal {signum} does not exist: 1 to {signals.NSIG - 1}")
+        if self.reaped:
+            raise not_found("process already finished")
+        if self.pid == 0:
+            raise failed_precondition("process not created")
 
     def close_stdin(self) -> None:
         """End the process's stdin; asked for before it started, done when it starts."""

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from shim.reaper import Reaper
     from shim.steps import Handler
+    from ttrpc.api.runc import CheckpointOptions
     from ttrpc.errors import StatusError
 
 DEFAULT_BINARY = "runc"
@@ -128,6 +129,24 @@ class Runc:
                 f"OCI runtime {self.binary!r} was not found {where}: install it, or name another with --runtime"
             )
         return failed_precondition(f"OCI runtime {self.binary!r} cannot be run: {error.strerror or error}")
+
+
+def checkpoint_arguments(path: str, options: "CheckpointOptions", work_dir: str) -> list[str]:
+    """The arguments of `runc checkpoint`. Pure."""
+    arguments = ["checkpoint", "--image-path", path, "--work-path", options.work_path or work_dir]
+    switches = {
+        "--tcp-established": options.open_tcp,
+        "--ext-unix-sk": options.external_unix_sockets,
+        "--shell-job": options.terminal,
+        "--file-locks": options.file_locks,
+        "--leave-running": not options.exit,
+    }
+    arguments += [switch for switch, is_set in switches.items() if is_set]
+    for name in options.empty_namespaces:
+        arguments += ["--empty-ns", name]
+    if options.cgroups_mode:
+        arguments += ["--manage-cgroups-mode", options.cgroups_mode]
+    return arguments
 
 
 def check_binary(name: str) -> None:

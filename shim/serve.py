@@ -133,15 +133,18 @@ class Shim:
     # --- making parts
 
     def _open_journal(self, bundle: Bundle) -> Journal:
-        """Begin the journal. One left by an earlier task in this bundle is put aside: its seqs are not ours."""
+        """Begin the journal. That of a task which was deleted in this bundle is put aside: its seqs are not ours."""
         path = bundle.file("journal")
+        earlier = bundle.read_state()
         try:
             journal = Journal(path)
         except (ValueError, JournalVersion) as error:
             self.log.error(f"{error}; it is kept as journal.old")
             os.rename(path, path + ".old")
             return Journal(path)
-        if journal.last_seq:
+        if journal.damage:
+            self.log.error(f"the journal is damaged, records are missing: {journal.damage}")
+        if journal.last_seq and (earlier is None or earlier.get("state") == DELETED):
             journal.close()
             os.rename(path, path + ".old")
             return Journal(path)
@@ -165,6 +168,10 @@ class Shim:
         """Run a handler: its value or error is the answer; a generator is run on the loop; None answers by itself."""
         if self.is_finishing:
             call.fail(Code.UNAVAILABLE, "the shim is ending")
+            return
+        creating = self.tasks.must_wait_for(call)
+        if creating is not None:
+            call.on_cancel(creating.subscribe(lambda _: self.loop.call_soon(lambda: self._start_call(call))))
             return
         try:
             answer = call.handler(call.request, call)
@@ -212,7 +219,8 @@ class Shim:
     def _end_when_idle(self) -> None:
         """End when whoever started us has forgotten us: nothing lives here, nothing is untold, nobody is connected."""
         journal = self.parts.journal
-        if not self.tasks.is_needed and not self.server.connections and journal.acked_seq == journal.last_seq:
+        is_told = self.tasks.container is None or journal.acked_seq == journal.last_seq
+        if not self.tasks.is_needed and not self.server.connections and is_told:
             self.log.info(f"nothing to do for {IDLE_S:g} s")
             self.finish()
         else:

@@ -10,6 +10,7 @@ from shim.errors import already_exists, failed_precondition, invalid_argument, n
 from shim.lifecycle import CREATED, DELETED, PAUSED, RUNNING, STOPPED
 from shim.runc import check_binary
 from shim.stdio import StdioRequest
+from shim.steps import Signal
 from shim.version import VERSION
 from ttrpc.api import runc, task, wkt
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from ttrpc.server_call import ServerCall
 
 SERVICES = ("containerd.task.v2.Task", "containerd.task.v3.Task")
+# These are answered while a Create is under way; all others wait for its end, as containerd's shim has it. `ctr` counts
+# on that: it asks for State as soon as the shim has opened the FIFOs, and gives up closing stdin when it finds none.
+DURING_CREATE = ("Create", "Connect", "Shutdown")
 STATUS = {CREATED: 1, RUNNING: 2, STOPPED: 3, PAUSED: 4}
 PAUSING = 5
 OPTIONS_URL = "containerd.runc.v1.Options"
@@ -40,8 +44,15 @@ class TaskService:
     def __init__(self, parts: "Parts", read_stats: "Callable[[Any, int], Any]", shutdown: "Callable[[], None]") -> None:
         self.parts = parts
         self.container: Container | None = None
+        self.creating: Signal | None = None
         self._read_stats = read_stats
         self._shutdown = shutdown
+
+    def must_wait_for(self, call: "ServerCall") -> "Signal | None":
+        """What has to happen before this call can be answered."""
+        if call.service in SERVICES and call.method.name not in DURING_CREATE:
+            return self.creating
+        return None
 
     @property
     def is_needed(self) -> bool:
@@ -68,6 +79,7 @@ class TaskService:
                 raise failed_precondition(f"the task of {request.id} was deleted: start a new shim for a new one")
             raise already_exists(f"container {request.id} exists")
         parts.bundle.check_is(request.bundle)
+        self._check_bundle_unused()
         if request.checkpoint:
             raise unimplemented("restoring from a checkpoint is not supported")
         options = read_options(request.options)
@@ -76,12 +88,27 @@ class TaskService:
         container = self.container = Container(
             parts, options, stdio_request(request), shares_pids=creation.shares_pid_namespace(spec)
         )
+        creating = self.creating = Signal()
         try:
             pid = yield from creation.create(container, request)
         except BaseException:
             self.container = None
             raise
+        finally:
+            self.creating = None
+            creating.fire()
         return task.CreateTaskResponse(pid=pid)
+
+    def _check_bundle_unused(self) -> None:
+        """A bundle holds one task: what an earlier shim left may be a container that runs.
+
+        Raises: FailedPrecondition unless it was deleted.
+        """
+        state = self.parts.bundle.read_state()
+        if state is not None and state.get("state") != DELETED:
+            raise failed_precondition(
+                f"the bundle holds the task of an earlier shim, pid {state.get('shim_pid')}: run the delete action first"
+            )
 
     def Start(self, request: "task.StartRequest", _call: "ServerCall") -> "Handler":
         container = self.find(request.id)

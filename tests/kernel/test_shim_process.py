@@ -232,6 +232,13 @@ def test_journal_of_a_long_life_stays_small_when_acknowledged() -> None:
         assert os.path.getsize(box.path("journal")) < 128 * 1024
 
 
+def is_running(pid: int) -> bool:
+    try:
+        return leaks.read(f"/proc/{pid}/stat").rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 # --- delete
 
 
@@ -297,6 +304,30 @@ def test_delete_unmounts_what_a_dead_shim_left() -> None:
 
         delete(box)
         assert os.listdir(box.path("rootfs")) == []
+
+
+def test_new_shim_leaves_the_container_of_a_dead_one_alone() -> None:
+    """Whoever starts a shim in a bundle that is in use gets a refusal, not a killed container."""
+    with running() as box:
+        pid = box.state().pid
+        events = len(box.events("/tasks/start"))
+        os.kill(box.shim_pid, signal.SIGKILL)
+        box.wait_for_shim_end()
+        box.client.close()
+        box._client = None
+        box.launch()
+        with pytest.raises(StatusError) as error:
+            box.create()
+        assert error.value.code == Code.FAILED_PRECONDITION
+        os.unlink(box.path("state.json"))
+        with pytest.raises(StatusError) as error:
+            box.create()
+        assert error.value.code == Code.ALREADY_EXISTS
+
+        assert os.path.exists(f"/proc/{pid}")
+        assert events == 2
+        assert delete(box).exit_status == 137
+        wait_until(lambda: not is_running(pid), what="the container to die")
 
 
 def test_delete_before_any_create() -> None:

@@ -148,6 +148,22 @@ def test_wrong_states_are_refused_in_containerds_words(box: ShimBox) -> None:
     assert refused(error) == (Code.UNKNOWN, "cannot start a stopped process")
 
 
+def test_requests_during_create_wait_for_its_end() -> None:
+    """`ctr` asks for State and CloseIO as soon as the FIFOs are open, which is before runc is done."""
+    with ShimBox(["cat"]) as box:
+        box.launch()
+        other = box.connect()
+        creating = box.client.open_stream(
+            "containerd.task.v2.Task",
+            "Create",
+            task.CreateTaskRequest(id="box", bundle=box.bundle, options=wkt.pack(runc.Options(root=box.runc_root))),
+        )
+        wait_until(lambda: os.path.exists(box.path("exits", "init.json.new")), what="the create to be under way")
+        state = other.call("containerd.task.v2.Task", "State", task.StateRequest(id="box"), timeout_s=10)
+        assert state.status == CREATED
+        assert state.pid == creating.receive(timeout_s=10).pid
+
+
 def test_second_create_is_refused(box: ShimBox) -> None:
     with pytest.raises(StatusError) as error:
         box.create()

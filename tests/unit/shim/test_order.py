@@ -345,6 +345,17 @@ def test_stdin_closed_before_the_start_is_remembered(stage: Stage) -> None:
     assert stage.streams["exec.e1"].calls == ["open", "close_stdin"]
 
 
+def test_signal_for_everyone_is_sent_once_to_each(stage: Stage) -> None:
+    """Init is in the cgroup: signalled by itself as well it would get the signal twice."""
+    container = started(stage)
+    stage.ask(container.kill(container.init, 15, True))
+    assert (stage.signalled, stage.signalled_all) == ([], [15])
+    stage.dies(INIT)
+
+    with pytest.raises(StatusError, match="process already finished"):
+        stage.ask(container.kill(container.init, 15, True)).result()
+
+
 # --- pause
 
 

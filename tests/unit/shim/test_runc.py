@@ -2,9 +2,17 @@
 
 import pytest
 
-from shim.container import checkpoint_arguments
 from shim.creation import create_arguments, shares_pid_namespace
-from shim.runc import Runc, check_binary, failure, find_binary, is_gone, is_not_running, last_error
+from shim.runc import (
+    Runc,
+    check_binary,
+    checkpoint_arguments,
+    failure,
+    find_binary,
+    is_gone,
+    is_not_running,
+    last_error,
+)
 from ttrpc.api import runc
 from ttrpc.errors import StatusError
 
