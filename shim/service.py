@@ -107,7 +107,7 @@ class TaskService:
         state = self.parts.bundle.read_state()
         if state is not None and state.get("state") != DELETED:
             raise failed_precondition(
-                f"the bundle holds the task of an earlier shim, pid {state.get('shim_pid')}: run the delete action first"
+                f"the bundle holds the task of an earlier shim ({state.get('shim_pid')}): run the delete action first"
             )
 
     def Start(self, request: "task.StartRequest", _call: "ServerCall") -> "Handler":

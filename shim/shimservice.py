@@ -57,6 +57,9 @@ class ShimService:
             dropped_bytes=parts.dropped_bytes + sum(stdio.dropped_bytes for stdio in streams),
             attached=sum(stdio.attached for stdio in streams),
             processes=len(processes),
+            unwritten_exits=parts.unwritten_exits,
+            unwritten_records=parts.journal.pending,
+            dropped_records=parts.journal.dropped,
         )
         if container is not None:
             reply.runtime = find_binary(container.runc.binary, parts.params.environment.get("PATH", ""))

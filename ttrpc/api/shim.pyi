@@ -69,7 +69,7 @@ class InfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class InfoResponse(_message.Message):
-    __slots__ = ("version", "pid", "namespace", "container_id", "bundle", "incarnation", "journal_seq", "acked_seq", "started_at", "log_bytes", "dropped_bytes", "attached", "processes", "runtime")
+    __slots__ = ("version", "pid", "namespace", "container_id", "bundle", "incarnation", "journal_seq", "acked_seq", "started_at", "log_bytes", "dropped_bytes", "attached", "processes", "runtime", "unwritten_exits", "unwritten_records", "dropped_records")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
@@ -84,6 +84,9 @@ class InfoResponse(_message.Message):
     ATTACHED_FIELD_NUMBER: _ClassVar[int]
     PROCESSES_FIELD_NUMBER: _ClassVar[int]
     RUNTIME_FIELD_NUMBER: _ClassVar[int]
+    UNWRITTEN_EXITS_FIELD_NUMBER: _ClassVar[int]
+    UNWRITTEN_RECORDS_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_RECORDS_FIELD_NUMBER: _ClassVar[int]
     version: str
     pid: int
     namespace: str
@@ -98,7 +101,10 @@ class InfoResponse(_message.Message):
     attached: int
     processes: int
     runtime: str
-    def __init__(self, version: _Optional[str] = ..., pid: _Optional[int] = ..., namespace: _Optional[str] = ..., container_id: _Optional[str] = ..., bundle: _Optional[str] = ..., incarnation: _Optional[str] = ..., journal_seq: _Optional[int] = ..., acked_seq: _Optional[int] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping[str, object]]] = ..., log_bytes: _Optional[int] = ..., dropped_bytes: _Optional[int] = ..., attached: _Optional[int] = ..., processes: _Optional[int] = ..., runtime: _Optional[str] = ...) -> None: ...
+    unwritten_exits: int
+    unwritten_records: int
+    dropped_records: int
+    def __init__(self, version: _Optional[str] = ..., pid: _Optional[int] = ..., namespace: _Optional[str] = ..., container_id: _Optional[str] = ..., bundle: _Optional[str] = ..., incarnation: _Optional[str] = ..., journal_seq: _Optional[int] = ..., acked_seq: _Optional[int] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping[str, object]]] = ..., log_bytes: _Optional[int] = ..., dropped_bytes: _Optional[int] = ..., attached: _Optional[int] = ..., processes: _Optional[int] = ..., runtime: _Optional[str] = ..., unwritten_exits: _Optional[int] = ..., unwritten_records: _Optional[int] = ..., dropped_records: _Optional[int] = ...) -> None: ...
 
 class FollowRequest(_message.Message):
     __slots__ = ("after_seq",)
