@@ -56,9 +56,9 @@ class Pump:
         "_hub",
         "_loop",
         "_on_resume",
-        "_sink",
         "_watching",
         "fd",
+        "sink",
         "state",
         "stream",
         "taken_bytes",
@@ -70,7 +70,7 @@ class Pump:
         self.state = MORE
         self.taken_bytes = 0
         self._loop = loop
-        self._sink = sink
+        self.sink = sink
         self._hub = hub
         self._watching = False
         self._edge = False
@@ -95,7 +95,7 @@ class Pump:
             return ENDED
         at = began = self._loop.clock()
         for _ in range(CHUNKS_PER_ROUND):
-            if (self._sink is not None and self._sink.blocked) or (self._hub is not None and self._hub.congested):
+            if (self.sink is not None and self.sink.blocked) or (self._hub is not None and self._hub.congested):
                 self._unwatch()
                 self.state = HELD_UP
                 return HELD_UP
@@ -133,7 +133,7 @@ class Pump:
 
     def _move(self) -> "int | None":
         """Take one chunk; 0 is the end, None a sink that just became full."""
-        sink, hub = self._sink, self._hub
+        sink, hub = self.sink, self._hub
         if sink is not None and sink.takes_splice and (hub is None or not hub.wants_output):
             return sink.splice(self.fd)
         data = os.read(self.fd, self._chunk_bytes)
@@ -158,8 +158,8 @@ class Pump:
     def _end(self) -> None:
         self.state = ENDED
         self.close()
-        if self._sink is not None:
-            self._sink.end(self.stream)
+        if self.sink is not None:
+            self.sink.end(self.stream)
 
     def drain(self, deadline: float, *, by_mark: bool) -> "Handler":
         """Move on what is in the source now, to its place, until the loop's clock shows ``deadline``.
@@ -171,10 +171,10 @@ class Pump:
         while True:
             state = self.run()
             taken = state in (ENDED, RESTED) or (mark is not None and self.taken_bytes >= mark)
-            if taken and self._sink is not None:
-                self._sink.settle(self.stream)
+            if taken and self.sink is not None:
+                self.sink.settle(self.stream)
             left_s = deadline - self._loop.clock()
-            if (taken and (self._sink is None or self._sink.idle)) or left_s <= 0:
+            if (taken and (self.sink is None or self.sink.idle)) or left_s <= 0:
                 return
             if taken or state == HELD_UP:
                 yield from self._until_room(left_s)
@@ -221,15 +221,17 @@ class Pump:
         self._end()
         _Discarder(self._loop, fd)
 
-    def linger(self) -> None:
-        """Let a slow client have what the source holds by now; then, or after LINGER_S, abandon the source."""
-        if self.state == ENDED:
-            return
+    def linger(self, close_sink: "Callable[[], None]") -> None:
+        """Let a slow client have what the source holds by now; then, or after LINGER_S, abandon both."""
 
         def last_words() -> "Handler":
             yield from self.drain(self._loop.clock() + LINGER_S, by_mark=True)
 
-        self._loop.spawn(last_words(), lambda _value, _error: self.abandon())
+        def over(_value: object, _error: object) -> None:
+            self.abandon()
+            close_sink()
+
+        self._loop.spawn(last_words(), over)
 
     def _ready(self, _mask: int) -> None:
         self.run()

@@ -356,8 +356,8 @@ class Stdio:
             if self._log is not None:
                 self._log.settle(pump.stream)
             pump.close()
-        elif self._log is None and self._sinks and self._started:
-            pump.linger()
+        elif isinstance(pump.sink, PipeSink) and self._started:
+            pump.linger(pump.sink.close)
         else:
             self._closed_dropped_bytes += pump.unread_bytes() if self._log is not None else 0
             pump.abandon()

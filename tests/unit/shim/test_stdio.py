@@ -1,5 +1,6 @@
 """One process's streams, on real FIFOs and the real loop; the test is the process and the client."""
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterator
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from shim import pumps
 from shim.loop import Loop, is_open
 from shim.pipes import waiting_bytes
 from shim.stdio import Stdio, StdioRequest
@@ -289,6 +291,66 @@ def test_a_client_that_does_not_read_blocks_its_own_exec_only(loop: Loop, io_dir
         os.close(fd)
     for stdio in (slow, quick):
         stdio.close()
+
+
+def test_a_slow_client_gets_an_execs_last_words_after_everything_is_closed(
+    loop: Loop, io_dir: str, tmp_path: Path
+) -> None:
+    """More than its FIFO holds was waiting; the end of file comes after the last of it."""
+    path = fifo(tmp_path, "out")
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    stdio = make(loop, io_dir, stdout=path, direct=False)
+    out = child_output(stdio)
+    stdio.started()
+    data = bytes(range(256)) * 1200
+    os.write(out, data)
+    play(loop, stdio.drain(0.05))
+    stdio.exited(exited())
+    stdio.close()
+    os.set_blocking(out, False)
+    os.write(out, b"of one left behind")
+
+    read = b""
+    while (piece := turn_until(loop, lambda: _read(reader))) != b"the end":
+        read += piece
+    assert read.startswith(data)
+    assert read[len(data) :] in (b"", b"of one left behind"), "the last chunk may hold more, and nothing follows it"
+    os.close(out)
+    os.close(reader)
+    turn(loop)
+
+
+def test_a_client_that_never_reads_costs_nothing_in_the_end(
+    loop: Loop, io_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pumps, "LINGER_S", 0.05)
+    path = fifo(tmp_path, "out")
+    stdio = make(loop, io_dir, stdout=path, direct=False)
+    out = child_output(stdio)
+    stdio.started()
+    os.write(out, bytes(300_000))
+    os.close(out)
+    play(loop, stdio.drain(0.05))
+    stdio.close()
+
+    turn_until(loop, lambda: not _opened(path) and not _opened(io_dir))
+
+
+def _read(fd: int) -> bytes:
+    """What is there; at the end of file a word for it."""
+    try:
+        return os.read(fd, 1 << 16) or b"the end"
+    except BlockingIOError:
+        return b""
+
+
+def _opened(path: str) -> list[str]:
+    """Our fds on what is at or was below the path."""
+    found = []
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the listing's own
+            found.append(os.readlink(f"/proc/self/fd/{number}"))
+    return [link for link in found if link.startswith(path)]
 
 
 def test_many_small_writes_of_an_exec_fit_its_clients_fifo_unread(loop: Loop, io_dir: str, tmp_path: Path) -> None:
