@@ -43,6 +43,9 @@ def test_exit_is_told_from_a_full_disk(small_disk: str) -> None:
     with ShimBox(bundle_root=small_disk) as box:
         box.create()
         box.start()
+        while os.path.getsize(box.path("journal")) % 4096 < 3500:  # tmpfs gives whole pages: leave no room in the last
+            box.run_exec("filling", ["true"])
+        seq = box.info().journal_seq
         filler = fill(small_disk)
         box.kill(9)
 
@@ -51,7 +54,8 @@ def test_exit_is_told_from_a_full_disk(small_disk: str) -> None:
         assert [record.topic for record in box.events("/tasks/exit")][-1] == "/tasks/exit"
         assert box.delete().exit_status == 137
         info = box.info()
-        assert (info.journal_seq, info.unwritten_records, info.unwritten_exits) == (4, 2, 0)
+        assert (info.journal_seq, info.unwritten_exits) == (seq + 2, 0)
+        assert info.unwritten_records > 0
 
         os.unlink(filler)
         wait_until(lambda: b"/tasks/delete" in _bytes(box.path("journal")), what="the journal to catch up")
