@@ -23,7 +23,9 @@ class Accepted:
     always: bool = True
 
 
-def differences(scenario: str, go: Notes, ours: Notes, accepted: tuple[Accepted, ...]) -> tuple[list[str], set[Accepted]]:
+def differences(
+    scenario: str, go: Notes, ours: Notes, accepted: tuple[Accepted, ...]
+) -> tuple[list[str], set[Accepted]]:
     """What differs and should not, in words, and which accepted differences were met."""
     found: list[str] = []
     met: set[Accepted] = set()

@@ -4,7 +4,7 @@ import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -40,13 +40,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def containerd_is_there() -> None:
     missing = missing_programs()
     if missing:
-        pytest.fail(f"this machine lacks {', '.join(missing)}; `make interop` installs containerd from Debian", pytrace=False)
+        pytest.fail(
+            f"this machine lacks {', '.join(missing)}; `make interop` installs containerd from Debian", pytrace=False
+        )
 
 
 @pytest.fixture
-def perform() -> Iterator[Callable[[Scenario, str], Notes]]:
+def perform() -> Callable[[Scenario, str], Notes]:
     """Play a scenario on a runtime; returns its notes."""
-    yield perform_in_a_box
+    return perform_in_a_box
 
 
 def perform_in_a_box(scenario: Scenario, runtime: str) -> Notes:

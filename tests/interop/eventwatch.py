@@ -94,6 +94,8 @@ def told(topic: str, event: dict[str, Any]) -> str:
         line += f" = {event.get('exit_status', 0)}"
     if what in ("create", "start", "exec-started", "exit") and not event.get("pid"):
         line += " without a pid"
-    if what in ("exit", "delete") and str(event.get("exited_at", "0001")).startswith(("0001", "1970", "<never>", "<1970>")):
+    if what in ("exit", "delete") and str(event.get("exited_at", "0001")).startswith(
+        ("0001", "1970", "<never>", "<1970>")
+    ):
         line += " without a time"
     return line

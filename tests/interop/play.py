@@ -87,7 +87,7 @@ class Play:
         self.note(label, noted)
         return result
 
-    # --- ctr ------------------------------------------------------------------------------------------------------------
+    # --- ctr ----------------------------------------------------------------------------------------------------------
 
     def ctr(self, label: str, *args: str, stdin: bytes | None = None) -> Result:
         return self.note_result(label, self.box.ctr(*args, stdin=stdin))
@@ -148,7 +148,7 @@ class Play:
             self.box.ctr("tasks", "rm", "--force", container)
             self.box.ctr("containers", "rm", container)
 
-    # --- gRPC -----------------------------------------------------------------------------------------------------------
+    # --- gRPC ---------------------------------------------------------------------------------------------------------
 
     def create(self, container: str, *command: str, **fields: Any) -> Any:
         """The record and the task, not started: what `ctr` cannot do. Returns the reply or None."""
@@ -186,13 +186,15 @@ class Play:
     def wait_stopped(self, container: str, exec_id: str = "") -> None:
         def is_stopped() -> bool:
             state = self.state(container, exec_id)
-            return state is not None and type(state).DESCRIPTOR.fields_by_name["status"].enum_type.values_by_number[
-                state.status
-            ].name == "STOPPED"
+            return (
+                state is not None
+                and type(state).DESCRIPTOR.fields_by_name["status"].enum_type.values_by_number[state.status].name
+                == "STOPPED"
+            )
 
         wait_until(is_stopped, deadline_s=SETTLE_S, what=f"{container} {exec_id} to stop")
 
-    # --- the shim itself --------------------------------------------------------------------------------------------------
+    # --- the shim itself ----------------------------------------------------------------------------------------------
 
     def wire(self, label: str, container: str, name: str, **fields: Any) -> Any:
         """A call straight to the shim's socket, noted with its code. Returns the reply, or None when refused."""
@@ -206,7 +208,7 @@ class Play:
         self.note(label, values(reply))
         return reply
 
-    # --- inside -----------------------------------------------------------------------------------------------------------
+    # --- inside -------------------------------------------------------------------------------------------------------
 
     def wait_file(self, name: str) -> None:
         """Wait until something in a container made /tmp/NAME: how scripts inside say where they are."""
@@ -222,7 +224,7 @@ class Play:
         with open(os.path.join(self.box.rootfs, "tmp", name), "rb") as file:
             return file.read()
 
-    # --- the recorder -----------------------------------------------------------------------------------------------------
+    # --- the recorder -------------------------------------------------------------------------------------------------
 
     @property
     def tape(self) -> Recorder:
@@ -238,7 +240,7 @@ class Play:
         """Those that arrived, in order, each at its first time."""
         return list(dict.fromkeys(line_of(entry) for entry in self.tape.delivered()))
 
-    # --- the end ----------------------------------------------------------------------------------------------------------
+    # --- the end ------------------------------------------------------------------------------------------------------
 
     def finish(self, order: str) -> None:
         """Note the events and what is left, once nothing is on its way any more."""

@@ -121,7 +121,7 @@ class Recorder:
                 file.write(WRAPPER.format(python=os.path.realpath(sys.executable), real=real, control=self._control))
             os.chmod(path, 0o755)
 
-    # --- for the test ------------------------------------------------------------------------------------------------
+    # --- for the test -------------------------------------------------------------------------------------------------
 
     def hold(self, method: str, when: str = "reply") -> Hold:
         """Hold the next request or reply of a method until `release`.
@@ -164,7 +164,7 @@ class Recorder:
     def text(self) -> str:
         return "\n".join(map(str, self.entries))
 
-    # --- the loop ----------------------------------------------------------------------------------------------------
+    # --- the loop -----------------------------------------------------------------------------------------------------
 
     def _wake(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -270,7 +270,7 @@ class Recorder:
         self._aside.append(aside)
         self._listen(path, lambda client: self._accept_link(client, container, aside))
 
-    # --- what passes -------------------------------------------------------------------------------------------------
+    # --- what passes --------------------------------------------------------------------------------------------------
 
     def seen(self, link: "Link", frame: Frame) -> Hold | None:
         """Note a frame; returns the hold that wants it."""

@@ -45,7 +45,7 @@ def died_before_start(play: Play) -> None:
     """The same when somebody else killed it: nobody asked the shim for anything."""
     play.create("c1")
     os.kill(play.pid_of("c1"), signal.SIGKILL)
-    play.events.wait_for("exit c1 = 137")
+    play.wait_stopped("c1")
     play.note_state("c1")
     play.tasks("Start", container_id="c1")
     play.tasks("Wait", container_id="c1")
@@ -57,7 +57,7 @@ def died_before_start(play: Play) -> None:
 def died_while_being_created(play: Play) -> None:
     """A hook kills init in the middle of create: the create fails with runc's words, nothing stays."""
     script = (
-        r'read state; pid=${state##*\"pid\":}; pid=${pid%%,*}; kill -9 $pid; '
+        r"read state; pid=${state##*\"pid\":}; pid=${pid%%,*}; kill -9 $pid; "
         "until grep -q ') Z' /proc/$pid/stat; do :; done"
     )
     run_with_hook(play, "createRuntime", script, words="error during container init")

@@ -1,8 +1,8 @@
 """containerd is killed and started again: between any two steps of an operation, and while things happen.
 
-The recorder holds one request or reply, or one run of the shim's program; containerd is killed; what was held is dropped
-(a request that was never sent) or let go (a reply nobody is there to hear); containerd is started again. What it then
-says of the container, whether it can be ended and deleted, and which events came through, is compared.
+The recorder holds one request or reply, or one run of the shim's program; containerd is killed; what was held is
+dropped (a request that was never sent) or let go (a reply nobody is there to hear); containerd is started again. What
+it then says of the container, whether it can be ended and deleted, and which events came through, is compared.
 """
 
 import os
@@ -60,7 +60,9 @@ OPERATIONS: dict[str, tuple[Callable[[Play], None], Callable[[Play], Client], tu
 }
 
 
-def restart_at(before: Callable[[Play], None], ask: Callable[[Play], Client], step: str, when: str) -> Callable[[Play], None]:
+def restart_at(
+    before: Callable[[Play], None], ask: Callable[[Play], Client], step: str, when: str
+) -> Callable[[Play], None]:
     def script(play: Play) -> None:
         before(play)
         hold = play.tape.hold(step, when)
@@ -94,7 +96,7 @@ def end(play: Play) -> None:
 
 
 def note_events(play: Play) -> None:
-    """Which events subscribers were owed, by what the shims had answered, and were never sent before the shim was gone."""
+    """Which events the shims owed for what they had answered, and never delivered before they were gone."""
     lost: set[str] = set()
 
     def is_over() -> bool:

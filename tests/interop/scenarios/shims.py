@@ -120,7 +120,7 @@ def grouped(play: Play) -> None:
 
 @scenario()
 def runtime_options(play: Play) -> None:
-    """The task's options: a runc binary and a runc root of one's own, no pivot_root, no new keyring, an owner of the I/O."""
+    """The task's options: a runc and a runc root of one's own, no pivot_root, no new keyring, an owner of the I/O."""
     root = os.path.join(play.box.folder, "own-root")
     binary = os.path.join(play.box.folder, "own-runc")
     with open(binary, "w", encoding="utf-8") as file:
@@ -137,7 +137,9 @@ def runtime_options(play: Play) -> None:
     play.create("c1", "/bin/sh", "/tmp/script", options=fields, stdout=f"file://{log}", stderr=f"file://{log}")
     play.note("state is in the root", sorted(listed(os.path.join(root, play.box.namespace))))
     play.tasks("Start", container_id="c1")
-    wait_until(lambda: os.path.exists(log) and os.path.getsize(log) > 0, what="the container to say whose its output is")
+    wait_until(
+        lambda: os.path.exists(log) and os.path.getsize(log) > 0, what="the container to say whose its output is"
+    )
     with open(log, "rb") as file:
         play.note("owner of its output", file.read())
     play.exec("c1", "e1", "/bin/true")

@@ -56,7 +56,6 @@ def kill_everyone(play: Play) -> None:
     play.remove("c1")
 
 
-
 @scenario(short=True)
 def pause_and_resume(play: Play) -> None:
     """Pause, resume, and both where they may not be."""
@@ -128,15 +127,14 @@ def processes(play: Play) -> None:
     play.remove("c1")
 
 
-
 @scenario()
 def metrics(play: Play) -> None:
-    """`tasks metrics`: the same groups and fields; the numbers that do not depend on the moment are the same."""
+    """`tasks metrics`: the same groups and fields, and the numbers that do not depend on the moment."""
     play.start("c1", SHELL, "-c", "dd if=/dev/zero of=/tmp/file bs=1M count=1 2>/dev/null; >/tmp/ready; exec sleep 1000",
                options=("--memory-limit", str(LIMIT_BYTES)))  # fmt: skip
     play.wait_file("ready")
     found = json.loads(play.box.ctr("tasks", "metrics", "--format", "json", "c1").out)
-    play.note("groups", {name: sorted(group) if isinstance(group, dict) else group for name, group in steady(found)})
+    play.note("groups", dict(steady(found)))
     play.note("limit", found["memory"]["usage"]["limit"])
     play.note("pids", found["pids"])
     play.note("processors", len(found["cpu"]["usage"]["per_cpu"]))
@@ -149,8 +147,9 @@ def metrics(play: Play) -> None:
 
 
 def steady(found: dict[str, object]) -> list[tuple[str, object]]:
-    """The groups by name. Which of the memory's counters are zero, and so not written, is of the moment."""
-    return [(name, None if name in ("memory", "blkio") else group) for name, group in sorted(found.items())]
+    """The groups by name, with their fields. Which of memory's are zero, and so not written, is of the moment."""
+    groups = {name: sorted(group) for name, group in found.items() if isinstance(group, dict)}
+    return [(name, None if name in ("memory", "blkio") else group) for name, group in sorted(groups.items())]
 
 
 @scenario()
