@@ -157,7 +157,7 @@ class Container:
             yield from self.lock.acquire()
             try:
                 init.started_at_ns = time.time_ns()
-                yield from self.runc.call(self.parts.reaper, "start", "start", self.id, deadline_s=runc.START_S)
+                yield from self._run_start()
             finally:
                 self.lock.release()
             init.lifecycle.record("started")
@@ -171,6 +171,15 @@ class Container:
             init.starting = None
             starting.fire()
         return init.pid
+
+    def _run_start(self) -> "Handler":
+        """`runc start`; one that was killed half-way may have started it all the same, and that cannot be undone."""
+        try:
+            yield from self.runc.call(self.parts.reaper, "start", "start", self.id, deadline_s=runc.START_S)
+        except StatusError as error:
+            if not (yield from self.runc.is_running(self.parts.reaper)):
+                raise
+            self.parts.log.warning(f"started in spite of: {error}")
 
     def _word(self, process: Process) -> str:
         """The state as an error names it; a process that runs or is about to is `running`."""

@@ -1,14 +1,16 @@
 """Execs: more processes in a running container."""
 
 import json
+import signal
 import time
 
-from shim import runc
+from shim import kernel, runc
 from shim.bundle import parse_object, remove, write_replacing
 from shim.ending import ENDING_S, on_exit
 from shim.errors import already_exists, failed_precondition, invalid_argument, not_found, unknown
 from shim.lifecycle import CREATED, PAUSED, RUNNING
 from shim.process import Process
+from shim.reaper import NotOurChild
 from shim.steps import DeadlinePassed, Fired, Signal
 from ttrpc.api import events
 
@@ -75,6 +77,7 @@ def start(container: "Container", process: Process) -> "Handler":
     try:
         yield from _run(container, process)
     except Exception as error:
+        _kill_leftover(container, process)
         process.lifecycle.record("start_failed")
         process.close(container.parts)
         if isinstance(error, OSError):
@@ -90,6 +93,7 @@ def start(container: "Container", process: Process) -> "Handler":
 def _run(container: "Container", process: Process) -> "Handler":
     parts = container.parts
     pid_file = _file(container, process.exec_id, "pid")
+    remove(pid_file)
     container.reserve_exit(process.exec_id)
     stdio = process.stdio or container.open_stdio(process)  # closed when an earlier start failed
     arguments = ["exec", "--detach", "--process", _file(container, process.exec_id, "process.json")]
@@ -108,6 +112,20 @@ def _run(container: "Container", process: Process) -> "Handler":
     started = events.TaskExecStarted(container_id=container.id, exec_id=process.exec_id, pid=process.pid)
     parts.tell("/tasks/exec-started", started)
     ended.subscribe(lambda status: on_exit(container, process, status))
+
+
+def _kill_leftover(container: "Container", process: Process) -> None:
+    """Kill what a runtime left behind that failed, or was killed, with the process already running.
+
+    Order: while the reaper holds strangers, so that the pid is still that process.
+    """
+    try:
+        pid = container.parts.bundle.read_pid(_file(container, process.exec_id, "pid"))
+        container.parts.reaper.adopt(pid)
+        kernel.send_signal(None, pid, signal.SIGKILL)
+    except (OSError, ValueError, NotOurChild):  # the usual case: there is none
+        pass
+    process.pid, process.reaped = 0, False
 
 
 def delete(container: "Container", process: Process) -> "Handler":

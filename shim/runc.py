@@ -6,6 +6,7 @@ import os
 from shim.bundle import read_file, remove
 from shim.errors import failed_precondition, invalid_argument, unknown
 from shim.steps import DeadlinePassed, Exited, Spawn
+from ttrpc.errors import StatusError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from shim.reaper import Reaper
     from shim.steps import Handler
     from ttrpc.api.runc import CheckpointOptions
-    from ttrpc.errors import StatusError
 
 DEFAULT_BINARY = "runc"
 DEFAULT_ROOT = "/run/containerd/runc"
@@ -110,6 +110,14 @@ class Runc:
             raise failure(verb, status, _read_from(log_path, log_start), complaint)
         return output
 
+    def is_running(self, reaper: "Reaper") -> "Handler":
+        """Whether the runtime itself takes the container for running; when it cannot say, it is not."""
+        try:
+            output = yield from self.call(reaper, "state", "state", self.id, deadline_s=LIST_S)
+            return json.loads(output).get("status") == "running"
+        except (StatusError, ValueError, AttributeError):
+            return False
+
     def _wait(self, reaper: "Reaper", pid: int, verb: str, deadline_s: float) -> "Handler":
         try:
             return (yield Exited(pid, deadline_s=deadline_s))
@@ -121,7 +129,7 @@ class Runc:
             pass  # stuck in the kernel; the reaper takes it whenever it ends
         raise unknown(f"OCI runtime {verb} failed: {self.binary} did not end within {deadline_s:g} s and was killed")
 
-    def cannot_run(self, error: OSError) -> "StatusError":
+    def cannot_run(self, error: OSError) -> StatusError:
         """The binary could not be started at all."""
         if isinstance(error, FileNotFoundError):
             where = "at that path" if "/" in self.binary else "in $PATH"
@@ -165,7 +173,7 @@ def find_binary(name: str, search_path: str) -> str:
     return name
 
 
-def failure(verb: str, status: int, log: bytes, complaint: bytes) -> "StatusError":
+def failure(verb: str, status: int, log: bytes, complaint: bytes) -> StatusError:
     """What a failed call is told as: the last error of its log, else its words on stderr, else how it ended. Pure."""
     words = last_error(log) or complaint.decode(errors="replace").strip()[-2000:]
     if not words:
@@ -186,13 +194,13 @@ def last_error(log: bytes) -> str:
     return ""
 
 
-def is_gone(error: "StatusError") -> bool:
+def is_gone(error: StatusError) -> bool:
     """Whether runc failed because its container or the process is no more: for delete and kill that is no failure."""
     words = error.message
     return "does not exist" in words or "no such process" in words or "process already finished" in words
 
 
-def is_not_running(error: "StatusError") -> bool:
+def is_not_running(error: StatusError) -> bool:
     """Whether runc refused to signal because the container is not running any more."""
     return is_gone(error) or "container not running" in error.message
 

@@ -112,6 +112,31 @@ def test_bad_command_lines_are_refused_on_stderr(arguments: list[str], code: int
     assert b"Traceback" not in done.stderr
 
 
+IDLE = """
+import os, socket, sys
+from shim import serve
+from shim.params import Params
+
+serve.IDLE_S = 0.3
+path = os.path.join(sys.argv[1], "sock")
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(path)
+listener.listen()
+pid = os.fork()
+if pid == 0:
+    code = serve.serve(listener.detach(), Params(namespace="test", id="c1", bundle=sys.argv[1], socket_path=path))
+    os._exit(code)
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), os.path.exists(path))
+"""
+
+
+def test_forgotten_shim_ends_by_itself(short_dir: str) -> None:
+    """Nobody asked anything of it: whoever ran `start` is gone. Served in a forked child, as by a warm parent."""
+    done = subprocess.run([sys.executable, "-c", IDLE, short_dir], capture_output=True, text=True, timeout=30)
+
+    assert (done.stdout, done.stderr) == ("0 False\n", "")
+
+
 # --- signals
 
 

@@ -240,6 +240,52 @@ def test_another_runtime_can_be_named() -> None:
         assert [verb for verb in ("create", "start", "delete") if verb in verbs] == ["create", "start", "delete"]
 
 
+def runtime(box: ShimBox, script: str) -> runc.Options:
+    """A runtime that is a shell script around runc."""
+    path = os.path.join(box.folder, "runtime")
+    with open(path, "w", encoding="ascii") as file:
+        file.write("#!/bin/sh\n" + script)
+    os.chmod(path, 0o755)
+    return runc.Options(root=box.runc_root, binary_name=path)
+
+
+def test_create_whose_runc_is_killed_after_its_work_is_undone() -> None:
+    with ShimBox() as box:
+        script = 'runc "$@"; case "$*" in *" create "*) kill -9 $$;; esac\n'
+        with pytest.raises(StatusError) as error:
+            box.create(options=runtime(box, script))
+
+        assert refused(error) == (Code.UNKNOWN, "OCI runtime create failed: killed by signal 9")
+        assert os.listdir(os.path.join(box.runc_root, "test")) == []
+        assert leaks.read(f"/proc/{box.shim_pid}/task/{box.shim_pid}/children") == ""
+        box.create()
+
+
+def test_start_whose_runc_is_killed_after_its_work_is_a_start() -> None:
+    with ShimBox() as box:
+        box.create(options=runtime(box, 'runc "$@"; case "$*" in *" start "*) kill -9 $$;; esac\n'))
+        box.start()
+
+        assert box.state().status == RUNNING
+
+
+def test_exec_whose_runc_is_killed_after_its_work_leaves_no_process() -> None:
+    with ShimBox() as box:
+        box.create(options=runtime(box, 'runc "$@"; case "$*" in *" exec "*) kill -9 $$;; esac\n'))
+        box.start()
+        with pytest.raises(StatusError) as error:
+            box.run_exec("e1", ["sleep", "1000"])
+
+        assert refused(error) == (Code.UNKNOWN, "OCI runtime exec failed: killed by signal 9")
+        pid = box.state().pid
+        wait_until(
+            lambda: [p.pid for p in box.call("Pids", task.PidsRequest(id="box")).processes] == [pid],
+            what="the exec to be gone",
+        )
+        assert box.state("e1").pid == 0
+        box.delete("e1")
+
+
 def test_ids_and_bundles_of_others_are_refused() -> None:
     with ShimBox() as box:
         box.launch()

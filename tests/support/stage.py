@@ -32,6 +32,7 @@ class StagedReaper:
 
     def __init__(self) -> None:
         self.started: dict[int, tuple[str, ...]] = {}
+        self.outputs: dict[int, int] = {}
         self.signals: dict[int, Signal] = {}
         self.adopted: dict[int, Signal] = {}
         self.killed_groups: list[int] = []
@@ -43,6 +44,7 @@ class StagedReaper:
             raise FileNotFoundError(2, "No such file or directory")
         pid = RUNC_PID + len(self.started)
         self.started[pid] = step.argv
+        self.outputs[pid] = step.stdio[1]
         self.signals[pid] = Signal()
         return pid
 
@@ -221,8 +223,10 @@ class Stage:
         assert len(found) == 1, f"expected one runc {verb}, under way are {self.running_calls()}"
         return found[0]
 
-    def ends(self, pid: int, status: int = 0) -> None:
-        """A program of ours ends with this wait status."""
+    def ends(self, pid: int, status: int = 0, *, output: bytes = b"") -> None:
+        """A program of ours ends with this wait status, having printed this."""
+        if output:
+            os.write(self.reaper.outputs[pid], output)
         self.reaper.signals[pid].fire(status)
         self.turn()
 

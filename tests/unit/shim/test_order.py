@@ -150,6 +150,7 @@ def test_start_that_fails_because_init_died_tells_the_exit_only(stage: Stage) ->
     asked = stage.ask(container.start())
     stage.dies(INIT)
     stage.fails("start", "container process is gone")
+    stage.fails("state", "no such container")
 
     with pytest.raises(StatusError, match="OCI runtime start failed: container process is gone"):
         asked.result()
@@ -161,9 +162,20 @@ def test_failed_start_can_be_tried_again(stage: Stage) -> None:
     container = created(stage)
     asked = stage.ask(container.start())
     stage.fails("start", "hook failed")
+    stage.fails("state", "unknown")
     assert isinstance(asked.error, StatusError)
     asked = stage.ask(container.start())
     stage.does("start")
+
+    assert asked.result() == INIT
+    assert stage.told() == ["create", "start"]
+
+
+def test_start_whose_runc_was_killed_after_its_work_is_a_start(stage: Stage) -> None:
+    container = created(stage)
+    asked = stage.ask(container.start())
+    stage.ends(stage.runc("start"), 9)
+    stage.ends(stage.runc("state"), 0, output=b'{"status":"running"}')
 
     assert asked.result() == INIT
     assert stage.told() == ["create", "start"]
