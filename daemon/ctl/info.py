@@ -1,7 +1,6 @@
 """`shimctl version` and `shimctl daemon info`."""
 
 import argparse
-import json
 import time
 
 from daemon.ctl.commands import Command
@@ -32,7 +31,7 @@ def version(args: argparse.Namespace) -> int:
     except (CtlError, TtrpcError) as error:
         failure = error
     if args.json:
-        print(json.dumps(found, indent=2))
+        _print_json(found)
     else:
         print(f"shimctl {found['client']['version']}")
         if found["server"]:
@@ -60,7 +59,7 @@ def daemon_info(args: argparse.Namespace) -> int:
             "started_at": jsonable(info).get("started_at"),
             "shims": [shim_as_json(each) for each in shims],
         }
-        print(json.dumps(found, indent=2))
+        _print_json(found)
     else:
         _print_info(info, list(shims))
     return 0
@@ -102,6 +101,12 @@ def _print_info(info: "Any", shims: "list[Any]") -> None:
     ]
     columns += [Column("STORED", right=True), Column("RESTARTS", right=True), Column("REASON", least=16)]
     print_table(columns, rows)
+
+
+def _print_json(found: "dict[str, Any]") -> None:
+    import json
+
+    print(json.dumps(found, indent=2))
 
 
 def _json_option(parser: argparse.ArgumentParser) -> None:

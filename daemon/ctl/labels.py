@@ -67,11 +67,6 @@ def stdio_of(labels: "Mapping[str, str]") -> Stdio | None:
         return None
 
 
-def is_auto_removed(labels: "Mapping[str, str]") -> bool:
-    """Whether the container was run with --rm."""
-    return labels.get(AUTO_REMOVE) == "true"
-
-
 def has_restart_policy(labels: "Mapping[str, str]") -> bool:
     """Whether the daemon would start the container again."""
     return labels.get(RESTART_POLICY, "no") not in ("", "no")

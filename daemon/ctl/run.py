@@ -75,7 +75,10 @@ def run_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("how to run")
     group.add_argument("-d", "--detach", action="store_true", help="in the background; prints the id")
     group.add_argument(
-        "--rm", dest="remove", action="store_true", help="remove container, task and log when it has ended"
+        "--rm",
+        dest="remove",
+        action="store_true",
+        help="remove container, task and log when it has ended (not with -d)",
     )
     group.add_argument(
         "--detach-keys",
@@ -117,11 +120,12 @@ def make(args: argparse.Namespace, making: Making) -> None:
     daemon = making.daemon
     wanted, command = resolve_words(args)
     request = os.urandom(8).hex()
-    compose.build_spec(args, wanted or "probe", command)  # a wrong command line is told before the daemon is asked
+    made = compose.build_spec(args, wanted or "probe", command)  # what is wrong is told before the daemon is asked
     making.root_dir = daemon.call(SHIMD, "Info", shimd.InfoRequest()).root_dir
     for attempt in range(MADE_UP_IDS):
         container_id = wanted or compose.made_up_id()
-        made = compose.build_spec(args, container_id, command)
+        if not wanted:
+            made = compose.build_spec(args, container_id, command)
         stdio = compose.build_stdio(args, container_id, making.root_dir, terminal=made["process"]["terminal"])
         record = compose.container_record(args, container_id, made, stdio, request)
         try:
