@@ -4,6 +4,8 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
+import trio
+
 from daemon import faults, procfs
 from daemon.errors import invalid_argument, not_found, unimplemented
 from daemon.identifiers import require_identifier
@@ -108,22 +110,30 @@ class Tasks:
         return tasks.GetResponse(process=await self._get_init(handle, call))
 
     async def _get_init(self, handle: Handle, call: Call) -> "Process":
-        stored = self._manager.stored_exit(handle)
-        if handle.client is None and (handle.row.state == STOPPED or stored is not None):
-            return fleet.from_records(self._manager, handle)
-        try:
-            return await fleet.ask_state(handle, "", earlier(self._timeouts.state_s, deadline_of(call)))
-        except StatusError as error:
-            if error.code == Code.NOT_FOUND:  # the shim has no container yet, or no longer
-                if stored is not None:
-                    return fleet.from_records(self._manager, handle)
-                raise not_found(f"task {handle.id} not found") from None
-            raise
+        """Of a task whose exit is stored, the record: nothing can change it. Else the shim's word; one that is lost
+        while it is asked is asked again once it is found again."""
+        ends_at = trio.current_time() + earlier(self._timeouts.state_s, deadline_of(call))
+        while True:
+            handle.require_present()
+            is_over = self._manager.stored_exit(handle) is not None
+            if is_over or (handle.client is None and handle.row.state == STOPPED):
+                return fleet.from_records(self._manager, handle)
+            try:
+                return await fleet.ask_state(handle, "", earlier(self._timeouts.state_s, ends_at))
+            except StatusError as error:
+                if error.code == Code.NOT_FOUND:  # the shim has no container yet
+                    raise not_found(f"task {handle.id} not found") from None
+                is_lost = error.code == Code.UNAVAILABLE and handle.health in (Health.SERVING, Health.CONNECTING)
+                if not is_lost or trio.current_time() >= ends_at:
+                    raise
+            await handle.wait_changed(ends_at - trio.current_time())
 
     async def _get_exec(self, handle: Handle, exec_id: str, call: Call) -> "Process":
         stored = answers.record_of(self._manager.stored_exit(handle, exec_id))
         if handle.client is None and stored is not None:
             return answers.exec_of_record(handle.id, stored)
+        if handle.health is Health.GONE:
+            raise not_found(f"process {exec_id} of task {handle.id} does not exist, or went with its shim")
         return await fleet.ask_state(handle, exec_id, earlier(self._timeouts.state_s, deadline_of(call)))
 
     async def List(self, request: "api.ListTasksRequest", call: Call) -> "api.ListTasksResponse":  # noqa: N802

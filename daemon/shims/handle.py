@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from daemon.errors import aborted, not_found, unavailable
+from daemon.errors import aborted, failed_precondition, not_found, unavailable
 from daemon.shims.client import ShimClient
-from daemon.store.records import TaskRow
+from daemon.store.records import STOPPED, TaskRow
 
 if TYPE_CHECKING:
     from ttrpc.api.process import Process
@@ -117,11 +117,14 @@ class Handle:
     async def connected(self, timeout_s: float) -> ShimClient:
         """The shim to call. A connection being made is waited for, a shim known not to answer is not.
 
-        Raises: NotFound when the task is deleted meanwhile, Unavailable with the reason.
+        Raises: NotFound when the task is deleted meanwhile; FailedPrecondition when it is over and its shim gone;
+        Unavailable with the reason.
         """
         with trio.move_on_after(timeout_s):
             await self.wait_until(lambda: self.is_deleted or self.health is not Health.CONNECTING)
         self.require_present()
+        if self.client is None and self.health is Health.GONE and self.row.state == STOPPED:
+            raise failed_precondition(f"{self.name} is stopped: delete it and create a new one ({self.reason})")
         if self.client is None:
             raise unavailable(f"{self.name}: its shim cannot be reached: {self.reason}")
         return self.client

@@ -237,6 +237,10 @@ def test_after_a_reboot_nothing_is_taken_for_running(box: DaemonBox) -> None:
         "ran": process.STOPPED,
         "ended": process.STOPPED,
     }
+    with refused(Code.FAILED_PRECONDITION, "delete it and create a new one"):
+        box.start_task("ran")
+    with refused(Code.NOT_FOUND):
+        box.task("ran", "some-exec")
     box.delete_task("ran")
     box.create_task("ran")
     assert box.start_task("ran") > 0

@@ -14,6 +14,7 @@ from daemon import procfs
 from daemon.config import Config, Runtime
 from daemon.procfs import Identity
 from daemon.shims import asking, bundle, evidence, launch
+from daemon.shims.client import earlier
 from daemon.shims.handle import Handle, Health
 from daemon.shims.turnstile import Turnstile
 from daemon.shims.undo import UndoStack
@@ -350,3 +351,13 @@ def test_a_shims_socket_is_where_containerds_rule_puts_it() -> None:
     # printf %s /run/containerd/containerd.sock/default/c1 | sha256sum
     assert made == "/run/containerd/s/d25aa4ef11a84e954e74a5bcff06557d0b6ea8d0c00243896f29826694bbd888"
     assert made == asking.socket_path("/run/containerd/s", "/run/containerd//containerd.sock/", "default", "c1")
+
+
+async def test_the_earlier_deadline_wins(autojump_clock: trio.testing.MockClock) -> None:
+    """Ours, or what is left of the client's; never nothing, so that a call is made with a deadline."""
+    now = trio.current_time()
+    assert earlier(20.0, None) == 20.0
+    assert earlier(20.0, float("inf")) == 20.0
+    assert earlier(20.0, now + 3.0) == pytest.approx(3.0)
+    assert earlier(2.0, now + 30.0) == 2.0
+    assert 0 < earlier(2.0, now - 5.0) < 0.01
