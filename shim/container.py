@@ -7,7 +7,7 @@ import time
 
 from shim import cgroups, kernel, mounts, runc
 from shim.bundle import parse_object
-from shim.ending import ENDING_S, kill_everyone, thaw
+from shim.ending import ENDING_S, execs_started, kill_everyone, thaw
 from shim.errors import failed_precondition, internal, not_found, unknown
 from shim.lifecycle import CREATED, CREATING, DELETED, PAUSED, RUNNING, STOPPED
 from shim.lock import Lock
@@ -208,8 +208,9 @@ class Container:
         yield from self.lock.acquire()
         try:
             self.require("pause")
-            self.is_pausing = True
+            self.is_pausing = True  # no exec starts from here on
             try:
+                yield from execs_started(self)
                 yield from self.runc.call(self.parts.reaper, "pause", "pause", self.id, deadline_s=runc.PAUSE_S)
             except StatusError:
                 yield from thaw(self)  # a freeze that was cut short must not leave the container half frozen

@@ -128,6 +128,17 @@ def _end_others(container: "Container") -> "Handler":
                 break
 
 
+def execs_started(container: "Container") -> "Handler":
+    """Wait, within reason, for execs being started: frozen half-way, runc would hang with them until a resume."""
+    deadline = time.monotonic() + EXECS_S
+    for process in tuple(container.execs.values()):
+        if process.starting is not None:
+            try:
+                yield Fired(process.starting, deadline_s=max(0.0, deadline - time.monotonic()))
+            except DeadlinePassed:
+                return
+
+
 def kill_everyone(container: "Container", signum: int) -> "Handler":
     """Signal whoever is in the container's cgroup, by pidfd or cgroup.kill.
 

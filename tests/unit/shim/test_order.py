@@ -394,6 +394,24 @@ def test_init_killed_while_being_paused_is_thawed(stage: Stage) -> None:
     stage.does("resume")
 
 
+def test_pause_waits_for_execs_being_started_and_lets_no_more(stage: Stage) -> None:
+    """runc would hang in an exec whose process is frozen before it runs."""
+    container = started(stage)
+    for exec_id in ("e1", "e2"):
+        execs.add(container, exec_id, StdioRequest(), PROCESS)
+    starting = stage.ask(execs.start(container, container.execs["e1"]))
+    pausing = stage.ask(container.pause())
+    with pytest.raises(StatusError, match="paused"):
+        stage.ask(execs.start(container, container.execs["e2"])).result()
+    assert not any("pause" in argv for _, argv in stage.running_calls())
+    stage.write_pid(EXEC, "e1")
+    stage.does("exec")
+    stage.does("pause")
+
+    assert (starting.result(), pausing.result()) == (EXEC, None)
+    assert stage.told()[-2:] == ["exec-started", "paused"]
+
+
 def test_exit_while_pausing_is_not_followed_by_paused(stage: Stage) -> None:
     container = started(stage)
     asked = stage.ask(container.pause())
