@@ -23,6 +23,7 @@ from tests.support.waiting import wait_until
 GO_RUNTIME = "io.containerd.runc.v2"
 OUR_RUNTIME = "io.containerd.shimd.v2"
 OUR_SHIM = "containerd-shim-shimd-v2"
+KEEPER = "shimd-keeper"
 BOX_MARK = "SHIMD_INTEROP_BOX"  # in the environment of everything the box starts, the shims included
 BOOT_S = 20.0
 CALL_S = 30.0  # no ctr command takes longer than that, even on a crowded machine
@@ -131,6 +132,9 @@ class ContainerdBox:
         self.ids: set[str] = set()  # of containers that were run here, for finding their sockets
         self.daemon: subprocess.Popen[bytes] | None = None
         self.env = os.environ | {BOX_MARK: folder} | dict(env or {})
+        # A keeper of the box's own: it serves whoever finds it, and would outlive the box.
+        self.keeper_cgroup = f"{namespace}.shimd-keeper"
+        self.env |= {"SHIMD_KEEPER": os.path.join(folder, "k"), "SHIMD_KEEPER_CGROUP": self.keeper_cgroup}
         self.env["PATH"] = os.pathsep.join([*path_first, our_shim_folder(), os.environ.get("PATH", os.defpath)])
         with open(os.path.join(folder, "config.toml"), "w", encoding="utf-8") as file:
             file.write(CONFIG.format(folder=folder, address=self.address, level=level))
@@ -212,8 +216,7 @@ class ContainerdBox:
         """The cgroups of the box's containers, deepest first."""
         found = []
         for root in leaks.cgroup_roots():
-            for folder, _, _ in os.walk(os.path.join(root, self.namespace)):
-                found.append(folder)
+            found += [folder for folder, _, _ in os.walk(os.path.join(root, self.namespace))]
         return sorted(found, reverse=True)
 
     def container_pids(self) -> list[int]:
@@ -226,7 +229,7 @@ class ContainerdBox:
     def leftovers(self) -> Leftovers:
         """What containers that were all deleted should not have left behind."""
         found = Leftovers()
-        found.processes = list(self.processes().values())
+        found.processes = [text for text in self.processes().values() if not text.startswith(KEEPER)]
         found.processes += [f"container process {pid}" for pid in self.container_pids()]
         found.mounts = [path for path in leaks.mounts() if path.startswith(self.folder)]
         found.cgroups = [path for path in self.cgroups() if os.path.basename(path) != self.namespace]
@@ -259,7 +262,7 @@ class ContainerdBox:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _remove_cgroups(self) -> bool:
-        for folder in self.cgroups():
+        for folder in [*self.cgroups(), *(os.path.join(root, self.keeper_cgroup) for root in leaks.cgroup_roots())]:
             with contextlib.suppress(OSError):
                 os.rmdir(folder)
         return not self.cgroups()

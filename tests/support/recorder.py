@@ -142,6 +142,10 @@ class Recorder:
         """How often a method was called so far."""
         return sum(entry.name == name for entry in list(self.entries))
 
+    def open_calls(self, name: str) -> int:
+        """How many calls of a method are not answered yet."""
+        return sum(entry.name == name and not entry.ended for entry in list(self.entries))
+
     def delivered(self, kind: str = "event") -> list[Entry]:
         """The calls that were answered without an error, in the order they were made."""
         return [entry for entry in list(self.entries) if entry.kind == kind and entry.ended and not entry.error]
