@@ -133,6 +133,13 @@ def test_a_docstring_that_spells_its_name_says_nothing(text: str, is_told: bool)
 # --- tests ------------------------------------------------------------------------------------------------------------
 
 
+def is_code_with_asserts(node: ast.AST) -> bool:
+    """A program in a string, run in a process of its own: its assertions count."""
+    if not (isinstance(node, ast.Constant) and isinstance(node.value, str)):
+        return False
+    return re.search(r"^\s*assert ", node.value, re.MULTILINE) is not None
+
+
 ASSERTING = ("raises", "warns", "fail", "RaisesGroup")
 
 
@@ -142,7 +149,7 @@ def asserts_something(function: FunctionNode) -> bool:
     `wait_until` and its like raise AssertionError when their time is up.
     """
     for node in ast.walk(function):
-        if isinstance(node, ast.Assert):
+        if isinstance(node, ast.Assert) or is_code_with_asserts(node):
             return True
         if isinstance(node, ast.Call):
             called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
@@ -174,6 +181,8 @@ def test_no_test_without_an_assertion() -> None:
         ("with pytest.raises(ValueError):\n        do()", True),
         ("play.expects(Spawn)", True),
         ("pair.send(1, expect=2)", True),
+        ("run('x = 1\\nassert x')", True),
+        ("print('nothing to assert here')", False),
     ],
 )
 def test_the_assertion_rule_itself(body: str, is_fine: bool) -> None:
