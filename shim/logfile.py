@@ -9,7 +9,7 @@ import time
 
 from shim import jsonlines, pipes
 from shim.errors import failed_precondition, invalid_argument, resource_exhausted
-from shim.rotation import room_cut, rotate
+from shim.rotation import room_cut, rotate, tidy
 from shim.stamps import Stamper
 from shim.targets import DROP, JSON, LOG
 
@@ -101,6 +101,7 @@ class LogFile:
             except BlockingIOError:
                 self.close()
                 raise failed_precondition(f"log {self.path}: the log of another process already") from None
+            tidy(self.path)
         self.size_bytes = facts.st_size
         if self.is_json and self.size_bytes and self.last_bytes(1) != b"\n":
             self._append(b"\n", 0)  # a record torn by a kill: readers take it for a line of its own

@@ -90,7 +90,8 @@ class LogFollower:
         log.followers.append(self)
         call.on_drain = self._on_drain
         task = loop.spawn(self._serve(), self._finished)
-        call.on_cancel(task.cancel)
+        # Not at once: the connection may be found dead by a send from within the handler, which cannot be closed there.
+        call.on_cancel(lambda: loop.call_soon(task.cancel))
 
     # --- told by the writer
 

@@ -9,6 +9,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+FRESH = ".rotating"  # the suffix of a new file until it is in its place
+
+
 def rotated_path(path: str, age: int) -> str:
     """The name of the file ``age`` rotations old; 0 is the active one."""
     return path if age == 0 else f"{path}.{age}"
@@ -22,9 +25,8 @@ def rotate(path: str, max_files: int, open_file: "Callable[[str], int]") -> "tup
     first. A kill in between leaves every byte under one of the names: at worst with a gap, which the next one fills.
     Raises: OSError with the active file as it was.
     """
-    fresh = path + ".new"
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(fresh)
+    tidy(path)
+    fresh = path + FRESH
     fd = open_file(fresh)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -41,6 +43,12 @@ def rotate(path: str, max_files: int, open_file: "Callable[[str], int]") -> "tup
         os.close(fd)
         raise
     return fd, taken
+
+
+def tidy(path: str) -> None:
+    """Remove the empty file which a kill in the middle of a rotation leaves."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path + FRESH)
 
 
 def existing_ages(path: str) -> "list[int]":

@@ -64,6 +64,7 @@ class FakeCall:
         self.finished = False
         self.failure: tuple[int, str] | None = None
         self.paused = False
+        self.dies_at = 0  # the send which finds the connection dead
         self.on_drain: Callable[[], None] | None = None
         self._message: Callable[[Any], None] | None = None
         self._cancel: list[Callable[[], None]] = []
@@ -71,6 +72,8 @@ class FakeCall:
     # --- the handler's side
 
     def send(self, message: Any) -> bool:
+        if len(self.sent) + 1 == self.dies_at:
+            self.disconnects()
         if not self.is_open:
             return False
         assert not self.finished, "nothing is sent after the end"
@@ -93,7 +96,10 @@ class FakeCall:
         self._message = callback
 
     def on_cancel(self, callback: Callable[[], None]) -> None:
-        self._cancel.append(callback)
+        if self.is_open:
+            self._cancel.append(callback)
+        elif not self.finished and self.failure is None:
+            callback()
 
     def pause(self) -> None:
         self.paused = True

@@ -198,6 +198,17 @@ def test_a_client_with_backpressure_holds_the_process_up_until_it_reads(loop: Lo
     assert client.kinds()[-1] == "exited"
 
 
+def test_a_connection_found_dead_by_a_send_is_no_client_any_more(loop: Loop, start: Start) -> None:
+    process = start()
+    client = process.attach(api.AttachOpen(output=True, backpressure=True))
+    client.dies_at = 2
+    process.says(b"hello")
+    turn_until(loop, lambda: process.stdio.log_bytes == 5)
+    assert process.stdio.attached == 0
+    process.says(b"more")
+    assert turn_until(loop, lambda: process.stdio.log_bytes == 9)
+
+
 @pytest.mark.parametrize("how", ["disconnects", "is cut short by the exit"])
 def test_the_process_goes_on_when_the_client_that_held_it_up_goes(loop: Loop, start: Start, how: str) -> None:
     process = start()

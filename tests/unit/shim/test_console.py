@@ -167,7 +167,7 @@ def test_close_io_does_not_hang_a_terminal_up(loop: Loop, tmp_path: Path) -> Non
     terminal.stdio.close_stdin()
     turn(loop)
     terminal.says(b"still here")
-    turn_until(loop, lambda: terminal.stdio.log_bytes == 10)
+    assert turn_until(loop, lambda: terminal.stdio.log_bytes == 10)
     terminal.exits()
     terminal.stdio.close()
 

@@ -182,8 +182,9 @@ def test_a_directory_in_the_way_of_rotation_does_not_stop_the_log(loop: Loop, tm
 
 
 def test_a_kill_in_the_middle_of_a_rotation_is_tidied_up(loop: Loop, tmp_path: Path) -> None:
-    (tmp_path / "c.log.new").write_bytes(b"")
+    (tmp_path / "c.log.rotating").write_bytes(b"")
     log = opened(loop, tmp_path / "c.log", "format=raw&max-size=4096")
+    assert os.listdir(tmp_path) == ["c.log"]
     log.write("stdout", b"x" * 4095 + b"\n")
     log.write("stdout", b"y\n")
     log.close()

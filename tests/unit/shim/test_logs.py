@@ -226,7 +226,7 @@ def test_a_raw_prompt_is_shown_before_its_line_ends(loop: Loop, tmp_path: Path) 
     log.write("stdout", b"name? ")
     turn_until(loop, lambda: call.data() == b"name? ")
     log.write("stdout", b"thanks\n")
-    turn_until(loop, lambda: call.data() == b"name? thanks\n")
+    assert turn_until(loop, lambda: call.data() == b"name? thanks\n")
     log.close()
     for follower in list(log.followers):
         follower.log_ended()
@@ -239,6 +239,19 @@ def test_a_client_that_leaves_costs_nothing_more(loop: Loop, tmp_path: Path) -> 
     turn(loop)
     assert len(log.followers) == 1
     call.disconnects()
+    turn(loop)
+    assert log.followers == []
+    log.close()
+
+
+def test_a_connection_found_dead_by_a_send_costs_nothing_more(loop: Loop, tmp_path: Path) -> None:
+    log = opened(loop, tmp_path)
+    call = FakeCall()
+    call.dies_at = 2
+    log.write("stdout", b"".join(numbered(5)))
+    LogFollower(loop, log, call, api.LogsRequest(follow=True))  # type: ignore[arg-type]
+    turn(loop)
+    assert len(call.sent) == 1
     assert log.followers == []
     log.close()
 
@@ -251,6 +264,7 @@ def test_a_client_that_does_not_read_costs_one_block(loop: Loop, tmp_path: Path)
     turn(loop, 20)
     assert 1000 <= call.unread_bytes < 1100
     call.disconnects()
+    turn(loop)
     log.close()
 
 

@@ -120,7 +120,7 @@ def test_a_file_may_be_truncated_by_a_log_rotator(loop: Loop, io_dir: str, tmp_p
     turn_until(loop, lambda: log.read_bytes() == b"one\n")
     os.truncate(log, 0)
     os.write(out, b"two\n")
-    turn_until(loop, lambda: log.read_bytes() == b"two\n")
+    assert turn_until(loop, lambda: log.read_bytes() == b"two\n")
 
     os.close(out)
     stdio.close()
@@ -333,7 +333,7 @@ def test_a_client_that_never_reads_costs_nothing_in_the_end(
     play(loop, stdio.drain(0.05))
     stdio.close()
 
-    turn_until(loop, lambda: not _opened(path) and not _opened(io_dir))
+    assert turn_until(loop, lambda: not _opened(path) and not _opened(io_dir))
 
 
 def _read(fd: int) -> bytes:
