@@ -101,7 +101,7 @@ class Supervisors:
     async def _keep(self, handle: Handle) -> None:
         pause_s = self.config.recovery.retry_min_s
         while not handle.is_deleted:
-            was = handle.health
+            began = trio.current_time()
             try:
                 is_done = await self._round(handle)
             except (OSError, TtrpcError) as error:
@@ -112,8 +112,10 @@ class Supervisors:
                 is_done = False
             if is_done:
                 return
-            if was is Health.SERVING or handle.health is Health.CONNECTING:
+            if handle.health is Health.CONNECTING:
+                # Lost, which is looked into at once; one that is lost again and again does not keep us busy.
                 pause_s = self.config.recovery.retry_min_s
+                await trio.sleep(max(0.0, pause_s - (trio.current_time() - began)))
                 continue
             await trio.sleep(pause_s)
             pause_s = min(pause_s * 2, self.config.recovery.retry_max_s)
