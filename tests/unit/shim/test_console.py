@@ -14,6 +14,7 @@ import pytest
 
 from shim.console import SUN_PATH_BYTES, ConsoleSocket
 from shim.loop import Loop
+from shim.pipes import waiting_bytes
 from shim.stdio import Stdio, StdioRequest
 from tests.support.streams import FakeCall, play, turn, turn_until
 from ttrpc.api import shim as api
@@ -62,6 +63,11 @@ class Terminal:
         while data:
             data = data[os.write(self.slave, data) :]
 
+    def hears(self, expected: bytes) -> None:
+        """Read what was typed; the kernel passes it on in its own time."""
+        turn_until(self.loop, lambda: waiting_bytes(self.slave) >= len(expected))
+        assert os.read(self.slave, len(expected) + 1) == expected
+
     def exits(self) -> None:
         os.close(self.slave)
         play(self.loop, self.stdio.drain())
@@ -81,12 +87,9 @@ def test_a_terminal_with_a_clients_fifos(loop: Loop, tmp_path: Path) -> None:
     os.write(writer, b"typed early\n")
     terminal.start()
 
-    assert os.read(terminal.slave, 0) == b""
-    turn(loop)
-    assert os.read(terminal.slave, 100) == b"typed early\n"
+    terminal.hears(b"typed early\n")
     os.write(writer, b"more\n")
-    turn(loop)
-    assert os.read(terminal.slave, 100) == b"more\n"
+    terminal.hears(b"more\n")
     terminal.says(b"shown")
     turn_until(loop, lambda: terminal.stdio.log_bytes == 5)
     assert os.read(reader, 100) == b"shown"
@@ -110,9 +113,7 @@ def test_a_terminal_with_attach_clients(loop: Loop, tmp_path: Path) -> None:
     client.says(api.AttachInput(resize=api.Resize(width=100, height=30)))
     terminal.start()
     client.says(api.AttachInput(stdin=b"and late"))
-    turn(loop)
-
-    assert os.read(terminal.slave, 100) == b"early and late"
+    terminal.hears(b"early and late")
     assert _size(terminal.slave) == (100, 30)
     client.says(api.AttachInput(resize=api.Resize(width=80, height=24)))
     assert _size(terminal.slave) == (80, 24)
