@@ -115,7 +115,7 @@ FACTS = (
         "says which version of the shim is running",
     ),
     Accepted(
-        "shim_killed",
+        "shim_.*killed.*",
         "left behind",
         "sockets: <socket>",
         "nothing",

@@ -1,10 +1,11 @@
 """The two plays of a scenario: each in a containerd of its own, fresh and gone afterwards."""
 
+import contextlib
 import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -52,31 +53,39 @@ def perform() -> Callable[[Scenario, str], Notes]:
 
 
 def perform_in_a_box(scenario: Scenario, runtime: str) -> Notes:
+    with open_play(runtime, is_recorded=scenario.is_recorded) as play:
+        scenario.script(play)
+        play.finish(scenario.order)
+        return play.notes
+
+
+@pytest.fixture
+def play() -> Iterator[Play]:
+    """A play on our shim, with a recorder, for what the Go shim has no equal of."""
+    with open_play(OURS, is_recorded=True) as play:
+        yield play
+
+
+@contextlib.contextmanager
+def open_play(runtime: str, *, is_recorded: bool) -> Iterator[Play]:
+    """A fresh containerd and all that goes with it; nothing of it is left afterwards."""
     folder = tempfile.mkdtemp(prefix="i")
     namespace = f"{os.path.basename(os.path.dirname(folder))}-{next(_count)}"
-    recorder = None
-    try:
-        if scenario.is_recorded:
-            recorder = Recorder(folder, SHIMS)
-        box = ContainerdBox(folder, namespace, path_first=[recorder.bin] if recorder else ())
-        try:
-            box.start()
-            play = Play(runtime, box, recorder)
-            try:
-                scenario.script(play)
-                play.finish(scenario.order)
-                return play.notes
-            except BaseException as error:
-                error.add_note(told_about(play, runtime))
-                raise
-            finally:
-                play.close()
-        finally:
-            box.stop()
-    finally:
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        recorder = Recorder(folder, SHIMS) if is_recorded else None
         if recorder is not None:
-            recorder.close()
-        shutil.rmtree(folder, ignore_errors=True)
+            stack.callback(recorder.close)
+        box = ContainerdBox(folder, namespace, path_first=[recorder.bin] if recorder else ())
+        stack.callback(box.stop)
+        box.start()
+        play = Play(runtime, box, recorder)
+        stack.callback(play.close)
+        try:
+            yield play
+        except BaseException as error:
+            error.add_note(told_about(play, runtime))
+            raise
 
 
 def told_about(play: Play, runtime: str) -> str:

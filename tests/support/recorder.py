@@ -97,6 +97,7 @@ class Recorder:
         self.folder = folder
         self.bin = os.path.join(folder, "rec")
         self.entries: list[Entry] = []
+        self.refused = 0  # connections to whom nobody answers
         self._holds: list[Hold] = []
         self._selector = selectors.DefaultSelector()
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -197,6 +198,7 @@ class Recorder:
         try:
             server.connect(upstream)
         except OSError:  # as the caller would have seen it: nobody there
+            self.refused += 1
             client.close()
             server.close()
             return

@@ -1,4 +1,4 @@
-"""Call by call: what containerd asks of the shim and hears from it, and what the shim tells it, in the course of a life.
+"""Call by call: what containerd asks of the shim and hears from it, and what the shim tells it, all life long.
 
 Every distinct call of a phase is a note: its name and request are the label, the answers to it the value. Which
 containerd asks twice, and what it asks in parallel, is its own affair and no part of the comparison.
@@ -85,10 +85,12 @@ def calls_of_a_long_life(play: Play) -> None:
     play.exec("c1", "e2", "/bin/no-such-program")
     wait_until(lambda: "exec-added c1/e2" in play.delivered(), what="the exec to be told")
     phases.end("exec of nothing")
-    for word in ("pause", "resume"):
-        play.ctr(word, "tasks", word, "c1")
-        wait_until(lambda word=word: f"{word}d c1" in play.delivered(), what=f"the {word} to be told")
-        phases.end(word)
+    play.ctr("pause", "tasks", "pause", "c1")
+    wait_until(lambda: "paused c1" in play.delivered(), what="the pause to be told")
+    phases.end("pause")
+    play.ctr("resume", "tasks", "resume", "c1")
+    wait_until(lambda: "resumed c1" in play.delivered(), what="the resume to be told")
+    phases.end("resume")
     play.ctr("kill e1", "tasks", "kill", "-s", "KILL", "--exec-id", "e1", "c1")
     wait_until(lambda: "exit c1/e1 = 137" in play.delivered(), what="the exec's exit to be told")
     phases.end("kill the exec")

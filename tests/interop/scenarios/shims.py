@@ -164,3 +164,15 @@ def shim_killed(play: Play) -> None:
     play.events.wait_for("delete c1 = 137")
     play.note_state("c1")
     play.remove("c1")
+
+
+@scenario()
+def shim_killed_after_the_exit(play: Play) -> None:
+    """The container has ended with 7, then its shim is killed: which status containerd gets."""
+    play.start("c1", "/bin/sh", "-c", "exit 7", options=("--null-io",))
+    play.events.wait_for("exit c1 = 7")
+    for pid, text in play.box.processes().items():
+        if "c1" in text:
+            os.kill(pid, 9)
+    wait_until(lambda: play.state("c1") is None, what="containerd to clean up")
+    play.remove("c1")

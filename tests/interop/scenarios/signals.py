@@ -130,8 +130,8 @@ def processes(play: Play) -> None:
 @scenario()
 def metrics(play: Play) -> None:
     """`tasks metrics`: the same groups and fields, and the numbers that do not depend on the moment."""
-    play.start("c1", SHELL, "-c", "dd if=/dev/zero of=/tmp/file bs=1M count=1 2>/dev/null; >/tmp/ready; exec sleep 1000",
-               options=("--memory-limit", str(LIMIT_BYTES)))  # fmt: skip
+    script = "dd if=/dev/zero of=/tmp/file bs=1M count=1 2>/dev/null; >/tmp/ready; exec sleep 1000"
+    play.start("c1", SHELL, "-c", script, options=("--memory-limit", str(LIMIT_BYTES)))
     play.wait_file("ready")
     found = json.loads(play.box.ctr("tasks", "metrics", "--format", "json", "c1").out)
     play.note("groups", dict(steady(found)))
