@@ -26,6 +26,8 @@ final_leaks_key = pytest.StashKey[leaks.Leaks]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell ignores SIGINT for what it starts in the background, and children inherit that: Ctrl-C tests would hang.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     leaks.sweep_stale()
     session = leaks.begin()
     config.stash[session_key] = session
