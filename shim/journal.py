@@ -75,11 +75,13 @@ class Cursor:
 
 
 def encode_header() -> bytes:
+    """The first bytes of a journal of our version. Pure."""
     start = _HEADER.pack(MAGIC, VERSION, 0)[:12]
     return start + _CRC.pack(binascii.crc32(start))
 
 
 def encode_frame(kind: int, seq: int, payload: bytes) -> bytes:
+    """One record as it lies in the file; the CRC covers everything but itself. Pure."""
     head = _FRAME.pack(FRAME_MARK, kind, 0, len(payload), seq)
     return head + _CRC.pack(binascii.crc32(payload, binascii.crc32(head))) + payload
 

@@ -78,6 +78,7 @@ def test_options_on_stdin_are_read_and_foreign_ones_ignored() -> None:
     with ShimBox() as box:
         for stdin in (wkt.pack(runc.Options(binary_name="runc")).SerializeToString(), b"\xff\x00 nonsense"):
             box.launch(stdin=stdin)
+            assert box.info().pid == box.shim_pid
             box.shutdown()
             box.client.close()
             box._client = None
