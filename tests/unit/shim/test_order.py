@@ -392,6 +392,7 @@ def test_init_killed_while_being_paused_is_thawed(stage: Stage) -> None:
     stage.does("pause")
 
     assert [argv[7] for _, argv in stage.running_calls()] == ["resume"]
+    stage.does("resume")
 
 
 def test_pause_waits_for_execs_being_started_and_lets_no_more(stage: Stage) -> None:
