@@ -43,8 +43,9 @@ def test_exit_is_told_from_a_full_disk(small_disk: str) -> None:
     with ShimBox(bundle_root=small_disk) as box:
         box.create()
         box.start()
-        while os.path.getsize(box.path("journal")) % 4096 < 3500:  # tmpfs gives whole pages: leave no room in the last
-            box.run_exec("filling", ["true"])
+        while os.path.getsize(box.path("journal")) % 4096 < 3900:  # tmpfs gives whole pages: leave no room in the last
+            box.add_exec("filling", ["true"])
+            box.delete("filling")
         seq = box.info().journal_seq
         filler = fill(small_disk)
         box.kill(9)
