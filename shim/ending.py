@@ -40,17 +40,24 @@ def end(container: "Container", process: "Process", status: int, exited_at_ns: i
     """Tell a process's exit. Order: after its start, its output, the OOM that caused it, and, for init, all execs."""
     if process.starting is not None:
         yield Fired(process.starting)
-    if process is container.init:
-        yield from _end_others(container)
-    if process.stdio is not None:
+    for step in (_end_others, _drain, _look_for_oom):
         try:
-            yield from process.stdio.drain(DRAIN_S)
-        except Exception as error:  # noqa: BLE001 - output that cannot be drained must not keep an exit from being told
-            container.parts.log.failure(f"draining {process.name}", error)
-    container.tell_oom()
+            yield from step(container, process)
+        except Exception as error:  # noqa: BLE001 - whatever goes wrong before it, an exit is told
+            container.parts.log.failure(f"on the exit of {process.name}", error)
     record = _record(container, process, status, exited_at_ns)
     yield from _put_on_disk(container, record)
     _tell(container, process, record)
+
+
+def _drain(_container: "Container", process: "Process") -> "Handler":
+    if process.stdio is not None:
+        yield from process.stdio.drain(DRAIN_S)
+
+
+def _look_for_oom(container: "Container", _process: "Process") -> "Handler":
+    container.tell_oom()
+    yield from ()
 
 
 def _record(container: "Container", process: "Process", status: int, exited_at_ns: int) -> Exit:
@@ -111,20 +118,22 @@ def _tell(container: "Container", process: "Process", record: Exit) -> None:
         process.told.fire(record)
 
 
-def _end_others(container: "Container") -> "Handler":
-    """Init is dead: end what its PID namespace does not end by itself, and let every exec's exit be told first."""
+def _end_others(container: "Container", process: "Process") -> "Handler":
+    """If init is dead, end what its PID namespace does not end by itself, and let every exec's exit be told first."""
+    if process is not container.init:
+        return
     if container.shares_pids:
         yield from kill_everyone(container, signal.SIGKILL)
     deadline = time.monotonic() + EXECS_S
-    for process in tuple(container.execs.values()):
-        for fact in (process.starting, process.told):
+    for other in tuple(container.execs.values()):
+        for fact in (other.starting, other.told):
             # What never started is nothing to wait for; `starting` comes first, for it decides that.
-            if fact is None or (fact is process.told and process.pid == 0):
+            if fact is None or (fact is other.told and other.pid == 0):
                 continue
             try:
                 yield Fired(fact, deadline_s=max(0.0, deadline - time.monotonic()))
             except DeadlinePassed:
-                container.parts.log.warning(f"exec {process.exec_id} did not end within {EXECS_S:g} s of init")
+                container.parts.log.warning(f"exec {other.exec_id} did not end within {EXECS_S:g} s of init")
                 break
 
 

@@ -40,6 +40,7 @@ def start(
     """
     shim_cgroup = read_shim_cgroup(stdin)
     listener, bundle_fd = claim(params, socket_dir, LATE_SHIM_S if reason else 0.0)
+    pid = 0
     try:
         score = parent_oom_score_adj()
         pid = os.fork()
@@ -49,6 +50,8 @@ def start(
             join_cgroup(shim_cgroup, pid)
         address = publish(params, pid)
     except OSError as error:
+        if pid:
+            os.kill(pid, 9)  # ours and not waited for, so it is still this process; it serves nobody yet
         os.unlink(params.socket_path)
         raise StartError(f"cannot start the shim: {error}") from None
     os.write(1, address.encode())

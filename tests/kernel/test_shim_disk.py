@@ -107,3 +107,14 @@ def test_create_and_exec_on_a_full_disk_are_refused_and_undone(small_disk: str) 
 def _bytes(path: str) -> bytes:
     with open(path, "rb") as file:
         return file.read()
+
+
+def test_start_on_a_full_disk_is_refused_and_leaves_no_shim(small_disk: str) -> None:
+    with ShimBox(bundle_root=small_disk) as box:
+        fill(small_disk)
+        done = box.run_shim("start")
+
+        assert done.returncode == 1
+        assert b"No space left" in done.stderr
+        assert done.stdout == b""
+        assert os.listdir(box.sockets) == []
