@@ -1,5 +1,6 @@
 """`ctr tasks exec` in its forms, and what happens to execs when their container is not well."""
 
+import json
 import os
 
 from tests.interop.play import Play
@@ -205,7 +206,6 @@ def exec_as_somebody(play: Play) -> None:
 
 def exec_spec(*command: str) -> dict[str, object]:
     """The Any with an OCI process that Exec takes, as fields."""
-    import json
 
     process = {"args": list(command), "cwd": "/", "user": {"uid": 0, "gid": 0}, "env": ["PATH=/bin"]}
     url = "types.containerd.io/opencontainers/runtime-spec/1/Process"
