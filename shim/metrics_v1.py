@@ -35,6 +35,8 @@ class CpuAcct(HeldController, CpuAcctController):  # type: ignore[misc]
 
 
 class Pids(HeldController):
+    """pids.current and pids.max, which cgroupspy has no controller for."""
+
     current = IntegerFile("pids.current")
     limit = LimitFile("pids.max")
 

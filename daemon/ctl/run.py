@@ -72,6 +72,7 @@ class Making:
 
 
 def run_options(parser: argparse.ArgumentParser) -> None:
+    """What `run` takes beyond `create`: how it stays, or does not."""
     group = parser.add_argument_group("how to run")
     group.add_argument("-d", "--detach", action="store_true", help="in the background; prints the id")
     group.add_argument(

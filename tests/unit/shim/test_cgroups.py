@@ -1,5 +1,6 @@
 """Which directories a process's cgroups are, from the two /proc files that say so, in every layout there is."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -158,7 +159,10 @@ def test_nobody_is_in_a_cgroup_that_is_gone(tmp_path: Path) -> None:
 
 def test_closing_twice_is_one(tmp_path: Path) -> None:
     paths = CgroupPaths({}, str(tmp_path))
-    paths.directory_fd(str(tmp_path))
+    held_fd = paths.directory_fd(str(tmp_path))
 
     paths.close()
     paths.close()
+
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(held_fd)
