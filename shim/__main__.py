@@ -109,6 +109,7 @@ def make_params(flags: "dict[str, str]", cwd: str, environment: "dict[str, str]"
         bundle=flags.get("bundle") or cwd,
         socket_path=flags.get("socket", ""),
         publish_binary=flags.get("publish-binary", ""),
+        events_address=environment.get("TTRPC_ADDRESS", ""),
         debug=bool(flags.get("debug")),
         environment=environment,
     )

@@ -10,7 +10,10 @@ DEFAULT_SOCKET_DIR = "/run/containerd/s"
 class Params:
     """How this shim was invoked. Read from argv and environment in __main__ only."""
 
-    __slots__ = ("address", "bundle", "debug", "environment", "id", "namespace", "publish_binary", "socket_path")
+    __slots__ = (
+        "address", "bundle", "debug", "environment", "events_address", "id", "namespace", "publish_binary",
+        "socket_path",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -21,6 +24,7 @@ class Params:
         bundle: str = "",
         socket_path: str = "",
         publish_binary: str = "",
+        events_address: str = "",
         debug: bool = False,
         environment: "dict[str, str] | None" = None,
     ) -> None:
@@ -30,6 +34,7 @@ class Params:
         self.bundle = bundle
         self.socket_path = socket_path
         self.publish_binary = publish_binary
+        self.events_address = events_address  # where containerd takes events; empty: nowhere, they are followed
         self.debug = debug
         self.environment = environment or {}
 

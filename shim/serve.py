@@ -14,6 +14,7 @@ import time
 from shim import cgroups, kernel, metrics
 from shim.bundle import Bundle, remove
 from shim.exits import ExitStore
+from shim.forwarder import Forwarder
 from shim.journal import Journal, JournalVersion
 from shim.lifecycle import DELETED, STOPPED
 from shim.loop import Loop
@@ -25,6 +26,7 @@ from shim.service import SERVICES, TaskService
 from shim.shimlog import ShimLog
 from shim.shimservice import SERVICE, ShimService
 from shim.stdio import Stdio
+from shim.uplink import Uplink, plain_path
 from shim.version import VERSION
 from shim.wakeup import Wakeup
 from ttrpc.errors import ConnectionLost, StatusError
@@ -43,6 +45,9 @@ if TYPE_CHECKING:
 IDLE_S = 60.0
 # For answers under way when the shim ends.
 FINISH_S = 1.0
+# For the last events to be delivered. containerd deletes and shuts down in one go: normally this takes a millisecond.
+# It is longer than a restart of containerd takes.
+FAREWELL_S = 10.0
 
 
 def serve(listener_fd: int, params: Params) -> int:
@@ -113,6 +118,7 @@ class Shim:
         for name in SERVICES:
             registry.register(name, self.tasks)
         registry.register(SERVICE, ShimService(self.parts, self.tasks, self.started_at_ns))
+        self.forwarder = self._make_forwarder()
         self.is_finishing = False
         self.server = LoopServer(
             self.loop,
@@ -149,6 +155,18 @@ class Shim:
             os.rename(path, path + ".old")
             return Journal(path)
         return journal
+
+    def _make_forwarder(self) -> "Forwarder | None":
+        path = plain_path(self.params.events_address)
+        if not path:
+            return None
+        return Forwarder(
+            self.loop,
+            self.parts.journal,
+            self.log,
+            self.params.namespace,
+            lambda on_bytes, on_lost: Uplink(self.loop, path, on_bytes, on_lost),
+        )
 
     def _make_stdio(self, process: "Process", uid: int, gid: int) -> Stdio:
         return Stdio(
@@ -227,12 +245,18 @@ class Shim:
             self.loop.call_later(IDLE_S, self._end_when_idle)
 
     def finish(self) -> None:
-        """Let the answers under way reach their readers, then end. The path goes first: a new shim may take it."""
+        """Let answers and events reach their readers, then end. The path goes first: a new shim may take it."""
         if self.is_finishing:
             return
         self.is_finishing = True
         self._unlink_socket()
-        self.server.finish(self.loop.stop, deadline_s=FINISH_S)
+        self.server.finish(self._say_farewell, deadline_s=FINISH_S)
+
+    def _say_farewell(self) -> None:
+        if self.forwarder is not None:
+            self.forwarder.finish(self.loop.stop, deadline_s=FAREWELL_S)
+        else:
+            self.loop.stop()
 
     def _unlink_socket(self) -> None:
         """Only our own: someone else may have found it stale and bound the path anew."""
@@ -243,6 +267,8 @@ class Shim:
         """Close what is left. Idempotent enough to follow any failure."""
         self._unlink_socket()
         self.server.close()
+        if self.forwarder is not None:
+            self.forwarder.close()
         container = self.tasks.container
         if container is not None:
             for process in (container.init, *container.execs.values()):

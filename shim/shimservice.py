@@ -75,6 +75,8 @@ class ShimService:
 
     def Ack(self, request: "shim.AckRequest", _call: "ServerCall") -> "Empty":
         journal = self.parts.journal
+        if self.parts.params.events_address:
+            raise failed_precondition("this shim's events are acknowledged by containerd, to which they are forwarded")
         if request.seq > journal.last_seq:
             raise invalid_argument(f"seq {request.seq} is beyond the newest record, {journal.last_seq}")
         journal.ack(request.seq)
