@@ -2,12 +2,13 @@
 
 containerd-shim-shimd-v2 -namespace NS -id ID -address SOCKET [-publish-binary BIN] [-debug] start | delete
 containerd-shim-shimd-v2 keeper
-containerd-shim-shimd-v2 -v
+containerd-shim-shimd-v2 -info | -v
 """
 
 import os
 import sys
 
+from shim.bootstrap import read_bootstrap
 from shim.launch import read_stdin
 from shim.params import DEFAULT_SOCKET_DIR, Params, socket_path
 from shim.version import REVISION, VERSION
@@ -19,10 +20,12 @@ if TYPE_CHECKING:
 # What Go's flag package calls them; the value says whether a flag takes an argument.
 FLAGS = {
     "namespace": True, "id": True, "address": True, "publish-binary": True, "socket": True, "bundle": True,
-    "fd": True, "debug": False, "v": False, "version": False, "h": False, "help": False,
+    "fd": True, "debug": False, "info": False, "v": False, "version": False, "h": False, "help": False,
 }  # fmt: skip
 TRUE, FALSE = ("1", "t", "T", "true", "TRUE", "True"), ("0", "f", "F", "false", "FALSE", "False")
-USAGE = "usage: containerd-shim-shimd-v2 -namespace NS -id ID -address SOCKET [-debug] start | delete; or keeper; or -v"
+USAGE = (
+    "usage: containerd-shim-shimd-v2 -namespace NS -id ID -address SOCKET [-debug] start | delete; or keeper, -info, -v"
+)
 
 
 class UsageError(Exception):
@@ -70,6 +73,8 @@ def main(stdin: "bytes | None" = None, reason: str = "") -> int:
         if flags.get("v") or flags.get("version"):
             _print_version()
             return 0
+        if flags.get("info"):
+            return _print_info()
         if flags.get("h") or flags.get("help"):
             _say(USAGE)
             return 0
@@ -85,23 +90,26 @@ def run(action: str, flags: "dict[str, str]", stdin: "bytes | None" = None, reas
     from ttrpc.errors import StatusError
 
     environment = dict(os.environ)
-    params = make_params(flags, os.getcwd(), environment)
+    if action == "start" and stdin is None:
+        stdin = read_stdin()
+    params = make_params(flags, os.getcwd(), environment, stdin or b"")
     try:
         check(params)
     except StatusError as error:
         _say(str(error))
         return 1
     if action == "start":
-        return _start(params, environment, read_stdin() if stdin is None else stdin, reason)
+        return _start(params, reason)
     if action == "delete":
-        return _delete(params, environment)
+        return _delete(params)
     if action == "serve" and "fd" in flags and params.socket_path:
         return _serve(int(flags["fd"]), params)
     raise UsageError(f"unknown action {action!r}" if action != "serve" else "an action is missing")
 
 
-def make_params(flags: "dict[str, str]", cwd: str, environment: "dict[str, str]") -> Params:
-    """What the flags say of a shim. Pure."""
+def make_params(flags: "dict[str, str]", cwd: str, environment: "dict[str, str]", stdin: bytes = b"") -> Params:
+    """What flags, environment and stdin say of a shim. Pure."""
+    given = read_bootstrap(stdin, flags.get("id", ""), flags.get("namespace", ""))
     return Params(
         namespace=flags.get("namespace", ""),
         id=flags.get("id", ""),
@@ -109,7 +117,9 @@ def make_params(flags: "dict[str, str]", cwd: str, environment: "dict[str, str]"
         bundle=flags.get("bundle") or cwd,
         socket_path=flags.get("socket", ""),
         publish_binary=flags.get("publish-binary", ""),
-        events_address=environment.get("TTRPC_ADDRESS", ""),
+        events_address=environment.get("TTRPC_ADDRESS") or given.events_address,
+        socket_dir=environment.get("SHIMD_SOCKET_DIR") or given.socket_dir or DEFAULT_SOCKET_DIR,
+        shim_cgroup=given.shim_cgroup,
         debug=bool(flags.get("debug")),
         environment=environment,
     )
@@ -124,11 +134,11 @@ def check(params: Params) -> None:
     Bundle(params.bundle).check()
 
 
-def _start(params: Params, environment: "dict[str, str]", stdin: bytes, reason: str) -> int:
+def _start(params: Params, reason: str) -> int:
     from shim.start import StartError, start
 
     try:
-        start(params, environment.get("SHIMD_SOCKET_DIR", DEFAULT_SOCKET_DIR), stdin, _serve, reason)
+        start(params, _serve, reason)
     except (StartError, OSError) as error:
         _say(str(error))
         return 1
@@ -140,12 +150,11 @@ def _serve(listener_fd: int, params: Params) -> int:
     return serve(listener_fd, params)
 
 
-def _delete(params: Params, environment: "dict[str, str]") -> int:
+def _delete(params: Params) -> int:
     """Nothing but the answer may get to stdout: the daemon parses all of it."""
     from shim.delete import delete
 
-    directory = environment.get("SHIMD_SOCKET_DIR", DEFAULT_SOCKET_DIR)
-    params.socket_path = params.socket_path or socket_path(directory, params.address, params.namespace, params.id)
+    params.socket_path = params.socket_path or _listening_path(params)
     try:
         answer = delete(params, _say)
     except (OSError, ValueError) as error:
@@ -155,10 +164,36 @@ def _delete(params: Params, environment: "dict[str, str]") -> int:
     return 0
 
 
+def _listening_path(params: Params) -> str:
+    """Where the shim of this bundle listened: as it wrote itself, or else by the formula."""
+    try:
+        with open(os.path.join(params.bundle, "address"), encoding="utf-8") as file:
+            return file.read().removeprefix("unix://")
+    except (OSError, ValueError):
+        return socket_path(params.socket_dir, params.address, params.namespace, params.id)
+
+
+def _print_info() -> int:
+    """Nothing but the answer may get to stdout."""
+    from shim.info import NoRuntime, runtime_info
+
+    try:
+        answer = runtime_info(read_stdin(), dict(os.environ))
+    except NoRuntime as error:
+        _say(str(error))
+        return 1
+    os.write(1, answer)
+    return 0
+
+
 def _print_version() -> None:
-    implementation = sys.version.split()[0]
-    text = f"{sys.argv[0]}:\n  Version:  {VERSION}\n  Revision: {REVISION}\n  Python version: {implementation}\n\n"
-    os.write(1, text.encode())
+    lines = (
+        f"{os.path.basename(sys.argv[0])}:",
+        f"  Version:  {VERSION}",
+        f"  Revision: {REVISION}",
+        f"  Python version: {sys.version.split()[0]}",
+    )
+    os.write(1, ("\n".join(lines) + "\n\n").encode())
 
 
 def _say(text: str) -> None:

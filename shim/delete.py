@@ -80,7 +80,7 @@ def run(argv: "list[str]", deadline_s: float, environment: "dict[str, str]") -> 
         pid = os.posix_spawnp(argv[0], argv, environment, file_actions=null, setpgroup=0, setsigdef=[signal.SIGPIPE])
     except OSError as error:
         return error.strerror or str(error)
-    if not _ends_within(pid, deadline_s):
+    if not ends_within(pid, deadline_s):
         os.killpg(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         return f"not done within {deadline_s:g} s"
@@ -88,7 +88,8 @@ def run(argv: "list[str]", deadline_s: float, environment: "dict[str, str]") -> 
     return "" if code == 0 else f"exit status {code}"
 
 
-def _ends_within(pid: int, deadline_s: float) -> bool:
+def ends_within(pid: int, deadline_s: float) -> bool:
+    """Whether a child ends in time; it is not reaped. Blocks: at most that long."""
     pidfd = os.pidfd_open(pid)
     try:
         poll = select.poll()

@@ -9,7 +9,6 @@ from shim.__main__ import UsageError, check, make_params, parse_flags
 from shim.keeper_peer import Different, World, parent_of, take_over_manners
 from shim.keeper_wire import pack_answer
 from shim.launch import OK, REFUSED
-from shim.params import DEFAULT_SOCKET_DIR
 from shim.serve import serve
 from ttrpc.errors import StatusError
 
@@ -33,11 +32,11 @@ def become_shim(request: "Request", connection: "socket.socket", peer_pid: int, 
     gc.enable()
     try:
         os.setsid()
-        params, cgroup = _understand(request)
+        params = _understand(request)
         _settle(request, params, peer_pid, world)
-        if cgroup:
-            start.join_cgroup(cgroup, os.getpid())
-        listener, _bundle_fd = start.claim(params, request.environment.get("SHIMD_SOCKET_DIR", DEFAULT_SOCKET_DIR))
+        if params.shim_cgroup:
+            start.join_cgroup(params.shim_cgroup, os.getpid())
+        listener, _bundle_fd = start.claim(params)
     except (UsageError, StatusError, start.StartError, Different, OSError, ValueError) as error:
         _answer(connection, REFUSED, str(error))
         return 1
@@ -52,14 +51,14 @@ def become_shim(request: "Request", connection: "socket.socket", peer_pid: int, 
     return serve(listener.detach(), params)
 
 
-def _understand(request: "Request") -> "tuple[Params, str]":
-    """The shim's parameters, and the cgroup it is to be in. Raises: UsageError, StatusError."""
+def _understand(request: "Request") -> "Params":
+    """The shim's parameters. Raises: UsageError, StatusError."""
     flags, rest = parse_flags(request.arguments)
     if rest != ["start"]:
         raise UsageError("the keeper only starts")
-    params = make_params(flags, request.cwd, request.environment)
+    params = make_params(flags, request.cwd, request.environment, request.stdin)
     check(params)
-    return params, start.read_shim_cgroup(request.stdin)
+    return params
 
 
 def _settle(request: "Request", params: "Params", peer_pid: int, world: World) -> None:

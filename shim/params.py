@@ -12,7 +12,7 @@ class Params:
 
     __slots__ = (
         "address", "bundle", "debug", "environment", "events_address", "id", "namespace", "publish_binary",
-        "socket_path",
+        "shim_cgroup", "socket_dir", "socket_path",
     )  # fmt: skip
 
     def __init__(
@@ -25,6 +25,8 @@ class Params:
         socket_path: str = "",
         publish_binary: str = "",
         events_address: str = "",
+        socket_dir: str = DEFAULT_SOCKET_DIR,
+        shim_cgroup: str = "",
         debug: bool = False,
         environment: "dict[str, str] | None" = None,
     ) -> None:
@@ -35,6 +37,8 @@ class Params:
         self.socket_path = socket_path
         self.publish_binary = publish_binary
         self.events_address = events_address  # where containerd takes events; empty: nowhere, they are followed
+        self.socket_dir = socket_dir
+        self.shim_cgroup = shim_cgroup
         self.debug = debug
         self.environment = environment or {}
 

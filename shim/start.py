@@ -30,24 +30,21 @@ class StartError(Exception):
     """Why there is no shim; printed as it is."""
 
 
-def start(
-    params: Params, socket_dir: str, stdin: bytes, serve: "Callable[[int, Params], int]", reason: str = ""
-) -> "NoReturn":
+def start(params: Params, serve: "Callable[[int, Params], int]", reason: str = "") -> "NoReturn":
     """Start the shim of one container: once the address works it is printed, and this process ends.
 
     ``serve`` is called in the child only, and imports the rest there. ``reason`` is why the keeper did not do it: the
     shim's log gets it. Raises: StartError.
     """
-    shim_cgroup = read_shim_cgroup(stdin)
-    listener, bundle_fd = claim(params, socket_dir, LATE_SHIM_S if reason else 0.0)
+    listener, bundle_fd = claim(params, LATE_SHIM_S if reason else 0.0)
     pid = 0
     try:
         score = parent_oom_score_adj()
         pid = os.fork()
         if pid == 0:
             _become_shim(listener, bundle_fd, params, score, serve, reason)
-        if shim_cgroup:
-            join_cgroup(shim_cgroup, pid)
+        if params.shim_cgroup:
+            join_cgroup(params.shim_cgroup, pid)
         address = publish(params, pid)
     except OSError as error:
         if pid:
@@ -58,7 +55,7 @@ def start(
     os._exit(0)  # nothing of this interpreter needs taking down, and the daemon is waiting
 
 
-def claim(params: Params, socket_dir: str, patience_s: float = 0.0) -> "tuple[socket.socket, int]":
+def claim(params: Params, patience_s: float = 0.0) -> "tuple[socket.socket, int]":
     """Make the bundle and the address this shim's own: its listener, and the fd whose lock holds the bundle.
 
     Blocks: at most ``patience_s`` for another that is about to let the bundle go. Raises: StartError.
@@ -72,7 +69,9 @@ def claim(params: Params, socket_dir: str, patience_s: float = 0.0) -> "tuple[so
             if time.monotonic() >= deadline:
                 raise
             time.sleep(0.01)
-    params.socket_path = params.socket_path or socket_path(socket_dir, params.address, params.namespace, params.id)
+    params.socket_path = params.socket_path or socket_path(
+        params.socket_dir, params.address, params.namespace, params.id
+    )
     return listen(params.socket_path), bundle_fd
 
 
@@ -193,51 +192,6 @@ def parent_oom_score_adj() -> int:
             return min(int(file.read()) + 1, 1000)
     except (OSError, ValueError):
         return 1
-
-
-def read_shim_cgroup(stdin: bytes) -> str:
-    """Options.shim_cgroup out of what the daemon wrote on stdin: an Any of runc options, or nothing. Pure.
-
-    Read without protobuf, which only the child needs. What is neither is ignored: newer daemons send other messages.
-    """
-    fields = wire_fields(stdin)
-    if fields.get(1, b"").rsplit(b"/", 1)[-1] != b"containerd.runc.v1.Options":
-        return ""
-    return wire_fields(fields.get(2, b"")).get(3, b"").decode(errors="replace")
-
-
-def wire_fields(data: bytes) -> "dict[int, bytes]":
-    """The length-delimited fields of a protobuf message by number; others are skipped, damage ends it. Pure."""
-    fields: dict[int, bytes] = {}
-    at = 0
-    try:
-        while at < len(data):
-            tag, at = _varint(data, at)
-            kind = tag & 7
-            if kind == 0:
-                _value, at = _varint(data, at)
-            elif kind == 2:
-                length, at = _varint(data, at)
-                fields[tag >> 3] = data[at : at + length]
-                at += length
-            elif kind in (1, 5):
-                at += 8 if kind == 1 else 4
-            else:
-                break
-    except IndexError:
-        pass
-    return fields
-
-
-def _varint(data: bytes, at: int) -> "tuple[int, int]":
-    value = shift = 0
-    while True:
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
 
 
 def join_cgroup(path: str, pid: int) -> None:
