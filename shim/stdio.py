@@ -351,12 +351,15 @@ class Stdio:
                 pass
 
     def _close_pump(self, pump: Pump) -> None:
+        if not self._started:  # nothing ran: what is there are the runtime's words, which the caller is told
+            pump.abandon()
+            return
         pump.finish()
         if self.terminal:
             if self._log is not None:
                 self._log.settle(pump.stream)
             pump.close()
-        elif isinstance(pump.sink, PipeSink) and self._started:
+        elif isinstance(pump.sink, PipeSink):
             pump.linger(pump.sink.close)
         else:
             self._closed_dropped_bytes += pump.unread_bytes() if self._log is not None else 0
