@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from shim.parts import Parts
     from shim.stdio import Stdio, StdioRequest
     from shim.steps import Handler
-    from ttrpc.api.runc import CheckpointOptions, Options
+    from ttrpc.api.runc import Options
 
 
 class Container:
@@ -254,19 +254,6 @@ class Container:
                 self.parts.reaper, "update", "update", "--resources=-", self.id,
                 deadline_s=runc.UPDATE_S, input_bytes=resources,
             )  # fmt: skip
-        finally:
-            self.lock.release()
-
-    def checkpoint(self, path: str, options: "CheckpointOptions") -> "Handler":
-        """Have criu write the container's memory to a directory. Raises: UNKNOWN with criu's words."""
-        self.require("checkpoint")
-        yield from self.lock.acquire()
-        try:
-            self.require("checkpoint")
-            arguments = runc.checkpoint_arguments(path, options, self.parts.bundle.file("work"))
-            yield from self.runc.call(
-                self.parts.reaper, "checkpoint", *arguments, self.id, deadline_s=runc.CHECKPOINT_S
-            )
         finally:
             self.lock.release()
 

@@ -176,7 +176,8 @@ class Shim:
             process.request,
             uid=uid,
             gid=gid,
-            direct=not process.exec_id,
+            # Where the I/O is to have an owner (of a user namespace), that cannot be made of a client's own FIFO.
+            direct=not process.exec_id and not (uid or gid),
             report=self.log.warning,
         )
 

@@ -5,6 +5,7 @@ import os
 
 from shim import creation, execs
 from shim.bundle import require_id
+from shim.checkpoint import checkpoint
 from shim.container import Container
 from shim.errors import already_exists, failed_precondition, invalid_argument, not_found, unimplemented
 from shim.lifecycle import CREATED, DELETED, PAUSED, RUNNING, STOPPED
@@ -220,7 +221,7 @@ class TaskService:
             options.ParseFromString(request.options.value)
         if not request.path.startswith("/"):
             raise invalid_argument(f"checkpoint path {request.path!r} is not absolute")
-        yield from self.find(request.id).checkpoint(request.path, options)
+        yield from checkpoint(self.find(request.id), request.path, options)
         return wkt.Empty()
 
     def CloseIO(self, request: "task.CloseIORequest", _call: "ServerCall") -> "Empty":
