@@ -46,13 +46,6 @@ WORDS = (
         "the form of all other failures of the runtime",
     ),
     Accepted(
-        "died_before_start",
-        "Tasks.Start c1",
-        "UNKNOWN: .* cannot start an already running container: unknown",
-        "UNKNOWN: .* cannot start a container that has stopped: unknown",
-        "it is not running",
-    ),
-    Accepted(
         "wire_errors",
         ".*",
         r"(\w+): .*: (not found|already exists)",
@@ -65,6 +58,20 @@ WORDS = (
         ".*NotFound desc = container not created.*",
         ".*Unknown desc = cannot delete a running.*",
         "ctr names no container here; a shim that has exactly one knows which is meant",
+    ),
+    Accepted(
+        "calls_of_a_failure",
+        "run: call Delete .*",
+        r"\[\"NOT_FOUND: container not created: not found\"\]",
+        r"\[\"NOT_FOUND: container not created\"\]",
+        "the code says the class, which Go says again in words",
+    ),
+    Accepted(
+        "restart_at_(delete_reply|shutdown_request)",
+        "state of c1.*",
+        "NOT_FOUND: container not created: not found",
+        "NOT_FOUND: container c1 does not exist: it was deleted: not found",
+        "it was created once; this is what became of it",
     ),
 )
 
@@ -94,6 +101,49 @@ CLASSES = (
 
 FACTS = (
     Accepted(
+        "calls_of_a_short_life",
+        "the end: exec delete .*",
+        r".*\\\"exit_status\\\": 137.*",
+        r".*\\\"exit_status\\\": 3.*",
+        "the real status, as the bundle has it",
+    ),
+    Accepted(
+        "calls_of_a_long_life",
+        "exec of nothing: call Wait .*",
+        r".*\\\"exited_at\\\": \\\"<never>\\\".*",
+        ".*NOT_FOUND: process was deleted before it ran.*",
+        "what never ran has not exited with 0",
+    ),
+    Accepted(
+        "calls_of_a_failure",
+        "run: exec delete .*",
+        r".*\\\"pid\\\": \\\"<pid>\\\".*",
+        r"((?!<pid>).)*",
+        "a create that failed is undone, and its pid is nobody's any more",
+    ),
+    Accepted(
+        "shim_killed_after_the_exit",
+        "events",
+        ".*exit c1 = 7.*exit c1 = 137.*delete c1 = 137.*",
+        ".*exit c1 = 7.*exit c1 = 7.*delete c1 = 7.*",
+        "the real status, as the bundle has it (that the exit is told again is containerd's doing)",
+    ),
+    Accepted(
+        "log_to_a_file",
+        "log",
+        ".*",
+        r"\[\"first\", \"first-error\", \"second\", \"second-error\"\]",
+        "the Go shim loses a last line now and then",
+        always=False,
+    ),
+    Accepted(
+        "created_only",
+        "events",
+        ".*exit c1 = 137 without a time.*delete c1 = 0 without a time.*",
+        '.*exit c1 = 137.*delete c1 = 137".*',
+        "its init was killed by the delete, and that is what its exit says, with the time",
+    ),
+    Accepted(
         "created_only",
         "Tasks.Delete c1",
         NEVER,
@@ -120,6 +170,7 @@ FACTS = (
         "sockets: <socket>",
         "nothing",
         "the socket of a shim that was killed is removed by its `delete`",
+        always=False,
     ),
     Accepted("grouped", "shims", "1", "2", "one shim per container: the death of one harms no other"),
     Accepted(

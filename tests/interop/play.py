@@ -32,6 +32,7 @@ LONGEST_TEXT = 2000  # longer output is noted as its size and hash
 SETTLE_S = 10.0
 CLEAN_S = 6.0  # what is still there then stays
 FOREVER = ("/bin/sleep", "1000")
+SHIM = re.compile(r"shim:(\S+) -namespace [^\s,;]+|\S+/containerd-shim-runc-v2 -namespace \S+ -id (\S+) -address [^,;]+")
 
 
 class Play:
@@ -247,7 +248,7 @@ class Play:
         last: list[str] = []
 
         def is_clean() -> bool:
-            last[:] = [self._without_pids(str(self.box.leftovers()))]
+            last[:] = [SHIM.sub(r"shim of \g<1>\g<2>", re.sub(r"process \d+", "process", str(self.box.leftovers())))]
             return last == ["nothing"]
 
         try:
@@ -258,9 +259,6 @@ class Play:
         if order != "unwatched":
             self.note("folders of fifos left behind", len(list(listed(self.box.fifo_dir))))
             self.note("events", self.events.seen(order))
-
-    def _without_pids(self, text: str) -> str:
-        return re.sub(r"process \d+", "process", text)
 
 
 def line_of(entry: Entry) -> str:
@@ -311,6 +309,11 @@ class Terminal:
         except (BlockingIOError, OSError):
             pass
         return self._seen
+
+    @property
+    def shown(self) -> bytes:
+        """The same without ctr's complaint that it came too late to set the size."""
+        return b"".join(line for line in self.seen.splitlines(keepends=True) if b"resize pty" not in line)
 
     def wait_for(self, text: str) -> None:
         wait_until(lambda: text.encode() in self.seen, deadline_s=SETTLE_S, what=f"the terminal to show {text!r}")

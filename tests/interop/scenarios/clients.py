@@ -134,9 +134,15 @@ def exec_client_vanishes(play: Play) -> None:
 @scenario()
 def signals_of_the_client(play: Play) -> None:
     """`ctr run` passes its signals on to the container."""
-    script = "trap 'echo caught; exit 12' TERM; echo ready; while :; do sleep 0.01; done"
+    script = "trap 'echo caught; exit 12' TERM; trap 'echo winch; trap \"\" WINCH' WINCH; while :; do sleep 0.01; done"
     client = play.run_open("c1", SHELL, "-c", script, options=("--rm",))
-    wait_output(client, b"ready\n")
+
+    def has_passed() -> bool:
+        """ctr begins to pass signals on some time after the start; this one does nothing to it before."""
+        client.process.send_signal(signal.SIGWINCH)
+        return client.out == b"winch\n"
+
+    wait_until(has_passed, what="a signal to be passed on")
     client.process.send_signal(signal.SIGTERM)
     play.note_result("run", client.finish())
 

@@ -52,7 +52,7 @@ def exec_with_a_terminal(play: Play) -> None:
     terminal.wait_for("ready")
     terminal.type("typed\n")
     play.note("exit", client.finish().exit)
-    play.note("shown", terminal.seen)
+    play.note("shown", terminal.shown)
     play.remove("c1")
 
 

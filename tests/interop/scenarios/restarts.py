@@ -72,6 +72,8 @@ def restart_at(
         client.kill()
         is_call = step[0].isupper()
         play.tape.release(hold, drop=is_call and when == "request")
+        if not is_call:
+            wait_until(lambda: not play.tape.open_calls(step), what=f"the shim's program to {step}")
         play.box.start()
         play.events.subscribe()
         play.note_state("c1")

@@ -80,7 +80,7 @@ def run_with_a_terminal(play: Play) -> None:
     terminal.wait_for("ready")
     terminal.type("hello\n")
     play.note("exit", client.finish().exit)
-    play.note("shown", terminal.seen)
+    play.note("shown", terminal.shown)
     assert b"got:hello" in terminal.seen
 
 
