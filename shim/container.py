@@ -191,10 +191,11 @@ class Container:
 
     def kill(self, process: Process, signum: int, everyone: bool) -> "Handler":
         """Signal a process, or with ``everyone`` (of init only) all of the container. Raises: see Process.signal."""
-        if process.lifecycle.state == STOPPED:
+        if process.lifecycle.state == STOPPED and not (everyone and process is self.init):
             raise not_found("process already finished")
         if everyone and process is self.init:
-            process.check_signal(signum)
+            if not process.reaped:  # else it is about whoever is left behind
+                process.check_signal(signum)
             yield from kill_everyone(self, signum)
             process.is_killed |= signum == signal.SIGKILL
         else:
@@ -288,7 +289,7 @@ class Container:
         """
         init = self.find("")
         if self.state in (RUNNING, PAUSED) and not init.reaped:
-            raise unknown("cannot delete a running process")
+            raise unknown(f"cannot delete a {self.state} process")
         if self.state == CREATED and not init.reaped:
             init.signal(signal.SIGKILL)
         try:

@@ -191,9 +191,10 @@ class TaskService:
             stats=wkt.pack(self._read_stats(container.cgroup, container.init.pid if container.init.is_alive else 0))
         )
 
-    def Connect(self, _request: "task.ConnectRequest", _call: "ServerCall") -> "task.ConnectResponse":
-        """Never fails: it is how a daemon finds out whether we live."""
-        pid = self.container.init.pid if self.container is not None else 0
+    def Connect(self, request: "task.ConnectRequest", _call: "ServerCall") -> "task.ConnectResponse":
+        """Never fails: it is how a daemon finds out whether we live. Of another's container there is no pid."""
+        container = self.container
+        pid = container.init.pid if container is not None and request.id in ("", container.id) else 0
         return task.ConnectResponse(shim_pid=os.getpid(), task_pid=pid, version=VERSION)
 
     # --- what is done to it
