@@ -96,3 +96,22 @@ def told_about(play: Play, runtime: str) -> str:
     if play.recorder is not None:
         parts += ["transcript:", play.recorder.text()]
     return "\n".join(parts)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The table of the comparison: each scenario, how much of it was compared, what differs on purpose."""
+    rows = []
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.getreports(outcome):
+            properties = dict(report.user_properties)
+            if report.when == "call" and "compared" in properties:
+                rows.append((report.nodeid.partition("[")[2].rstrip("]"), outcome, properties))
+    if not rows:
+        return
+    same = sum(outcome == "passed" and not properties["accepted"] for _, outcome, properties in rows)
+    terminalreporter.section(f"the Go shim and ours: {same} of {len(rows)} scenarios alike in everything")
+    for name, outcome, properties in sorted(rows, key=lambda row: row[0]):
+        word = "DIFFERS" if outcome == "failed" else "better" if properties["accepted"] else "same"
+        terminalreporter.line(f"{name:36} {properties['compared']:3} observations  {word}")
+        for reason in properties["accepted"]:
+            terminalreporter.line(f"    {reason}")

@@ -32,7 +32,9 @@ LONGEST_TEXT = 2000  # longer output is noted as its size and hash
 SETTLE_S = 10.0
 CLEAN_S = 6.0  # what is still there then stays
 FOREVER = ("/bin/sleep", "1000")
-SHIM = re.compile(r"shim:(\S+) -namespace [^\s,;]+|\S+/containerd-shim-runc-v2 -namespace \S+ -id (\S+) -address [^,;]+")
+SHIM = re.compile(
+    r"shim:(\S+) -namespace [^\s,;]+|\S+/containerd-shim-runc-v2 -namespace \S+ -id (\S+) -address [^,;]+"
+)
 
 
 class Play:

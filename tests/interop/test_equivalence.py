@@ -23,12 +23,16 @@ def entered() -> list[object]:
 
 
 @pytest.mark.parametrize("scenario", entered())
-def test_same_on_both_shims(scenario: Scenario, perform: Callable[[Scenario, str], Notes]) -> None:
+def test_same_on_both_shims(
+    scenario: Scenario, perform: Callable[[Scenario, str], Notes], record_property: Callable[[str, object], None]
+) -> None:
     """What containerd's clients see of our shim is what they see of the Go shim, or better where the table says so."""
     go = perform(scenario, GO)
     ours = perform(scenario, OURS)
 
     found, met = differences(scenario.name, go, ours, ACCEPTED)
+    record_property("compared", len(go))
+    record_property("accepted", [f"{entry.label}: {entry.why}" for entry in ACCEPTED if entry in met])
 
     assert not found, f"{scenario.subject}\n" + "\n".join(found)
     if GO != OURS:
