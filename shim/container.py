@@ -298,6 +298,9 @@ class Container:
             raise failed_precondition(
                 f"init {init.pid} was killed but its exit is not on disk yet; try again"
             ) from None
+        for process in (*self.execs.values(), init):
+            if process.stdio is not None:
+                yield from process.stdio.finish()
         yield from self.lock.acquire()
         try:
             self.find("")

@@ -39,6 +39,7 @@ def create(container: "Container", request: "CreateTaskRequest") -> "Handler":
             mounts.mount_all(planned, bundle.rootfs)
             container.mounted = True
         stdio = container.open_stdio(container.init)
+        yield from stdio.prepare()
         has_run = True
         yield from _run(container, stdio, request)
     except Exception as error:

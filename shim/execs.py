@@ -96,6 +96,7 @@ def _run(container: "Container", process: Process) -> "Handler":
     remove(pid_file)
     container.reserve_exit(process.exec_id)
     stdio = process.stdio or container.open_stdio(process)  # closed when an earlier start failed
+    yield from stdio.prepare()
     arguments = ["exec", "--detach", "--process", _file(container, process.exec_id, "process.json")]
     arguments += ["--pid-file", pid_file]
     if stdio.console_socket:
@@ -142,6 +143,8 @@ def delete(container: "Container", process: Process) -> "Handler":
             raise failed_precondition(
                 f"exec {process.exec_id} ended but its exit is not on disk yet; try again"
             ) from None
+    if process.stdio is not None:
+        yield from process.stdio.finish()
     if container.execs.pop(process.exec_id, None) is not process:
         raise not_found(f"process does not exist {process.exec_id}")
     process.close(container.parts)

@@ -39,7 +39,7 @@ class Reaper:
         self._holds = 0
 
     def start(self, step: "Spawn") -> int:
-        """Start a program with 0, 1, 2 as the step says, no other fd of ours, and signals at their defaults.
+        """Start a program with 0, 1, 2 and more as the step says, no other fd of ours, and signals at their defaults.
 
         Raises: FileNotFoundError, PermissionError, or another OSError of posix_spawn(3).
         """
@@ -49,6 +49,7 @@ class Reaper:
                 actions.append((os.POSIX_SPAWN_OPEN, number, "/dev/null", os.O_RDWR, 0))
             else:
                 actions.append((os.POSIX_SPAWN_DUP2, fd, number))
+        actions += [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(step.more, 3)]
         spawn = os.posix_spawn if "/" in step.argv[0] else os.posix_spawnp
         pid = spawn(
             step.argv[0],

@@ -178,6 +178,10 @@ class Shim:
             gid=gid,
             # Where the I/O is to have an owner (of a user namespace), that cannot be made of a client's own FIFO.
             direct=not process.exec_id and not (uid or gid),
+            labels={
+                "CONTAINER_ID": process.exec_id or self.params.id,  # as containerd's shim has it
+                "CONTAINER_NAMESPACE": self.params.namespace,
+            },
             report=self.log.warning,
         )
 

@@ -9,10 +9,11 @@ from shim.console import ConsoleSocket, set_size
 from shim.errors import failed_precondition, invalid_argument, unknown
 from shim.jsonlines import STDERR, STDOUT
 from shim.logfile import LogFile
+from shim.logprogram import LogProgram
 from shim.logs import LogFollower
 from shim.outlets import Feed, Outlet, PipeSink
 from shim.pumps import Pump
-from shim.targets import ATTACH, CLIENT, FILE, LOG, NOTHING
+from shim.targets import ATTACH, BINARY, CLIENT, FILE, LOG, NOTHING
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,8 +41,8 @@ class StdioRequest:
 class Stdio:
     """Owns every fd of one process's streams.
 
-    Order: open → (spawn with child_ends or console_socket) → receive_console → started → its exit → drain → exited →
-    close. attach, close_stdin and resize may come at any time; what comes early is remembered.
+    Order: open → prepare → (spawn with child_ends or console_socket) → receive_console → started → its exit → drain →
+    exited → finish → close. attach, close_stdin and resize may come at any time; what comes early is remembered.
 
     ``direct``: a client's FIFO is handed to the process itself, so nothing is copied and nothing depends on this shim.
     Not so for execs: whoever an exec leaves behind would hold the client's FIFO open for ever, so there we copy.
@@ -57,6 +58,7 @@ class Stdio:
         uid: int = 0,
         gid: int = 0,
         direct: bool = True,
+        labels: "dict[str, str] | None" = None,
         report: "Callable[[str], None]" = lambda _line: None,
     ) -> None:
         self.terminal = request.terminal
@@ -67,6 +69,7 @@ class Stdio:
         self._uid = uid
         self._gid = gid
         self._direct = direct
+        self._labels = labels or {}  # the environment of a log program
         self._report = report
         self._source: Target = targets.Target(NOTHING)
         self._out: Target = targets.Target(NOTHING)
@@ -76,6 +79,7 @@ class Stdio:
         self._sinks: list[PipeSink] = []
         self._feeder: Pump | None = None  # a client's stdin FIFO into the terminal
         self._log: LogFile | None = None
+        self._program: LogProgram | None = None
         self._hub: Hub | None = None
         self._stdin = Outlet(loop)  # what attach clients write; connected where the target is attach: or a terminal
         self._inputs = Inputs(self._stdin, self.close_stdin, self.resize)
@@ -101,7 +105,8 @@ class Stdio:
         """Output which nobody and nothing kept."""
         kept_by_ring_only = self._hub is not None and self._out.kind == ATTACH
         lost = self._hub.lost_bytes if self._hub is not None and kept_by_ring_only else 0
-        return lost + (self._log.dropped_bytes if self._log is not None else 0) + self._closed_dropped_bytes
+        takers = (self._log, self._program)
+        return lost + sum(taker.dropped_bytes for taker in takers if taker is not None) + self._closed_dropped_bytes
 
     @property
     def attached(self) -> int:
@@ -123,6 +128,8 @@ class Stdio:
             if self._out.kind in (LOG, FILE):
                 self._log = LogFile(self._loop, self._out, report=self._report)
                 self._log.open()
+            elif self._out.kind == BINARY:
+                self._program = LogProgram(self._loop, self._out, self._labels, self._report)
             self._make_hub(err)
             if self.terminal:
                 self._open_terminal()
@@ -148,6 +155,10 @@ class Stdio:
         """Open the client's FIFOs, which are copied from and to, and the socket on which the terminal comes."""
         if self._out.kind == CLIENT:
             fd = open_output(STDOUT, self._out.path)
+            self._sinks.append(PipeSink(self._loop, fd, takes_splice=False))
+        elif self._program is not None:
+            fd = self._program.pipe(STDOUT, self._fifo(STDOUT))
+            os.set_blocking(fd, False)
             self._sinks.append(PipeSink(self._loop, fd, takes_splice=False))
         if self._source.kind == CLIENT:
             fd, self._keep_alive_fd = open_stdin(self._source.path)
@@ -185,6 +196,8 @@ class Stdio:
             sink = PipeSink(self._loop, fd, takes_splice=True)
             self._sinks.append(sink)
         path = self._fifo(stream)
+        if self._program is not None:
+            return self._program.pipe(stream, path)
         child_fd = pipes.open_child_output(path)
         pipes.enlarge(child_fd)
         hub = None if target.kind == CLIENT else self._hub
@@ -196,6 +209,11 @@ class Stdio:
         pipes.make_fifo(path, uid=self._uid, gid=self._gid)
         self._fifos.append(path)
         return path
+
+    def prepare(self) -> "Handler":
+        """Have ready what must be before the process starts: a client's log program. Raises: see LogProgram.prepare."""
+        if self._program is not None:
+            yield from self._program.prepare()
 
     # --- handing over
 
@@ -317,6 +335,13 @@ class Stdio:
             for follower in list(self._log.followers):
                 follower.log_ended()
 
+    def finish(self) -> "Handler":
+        """Before the streams of a dead process are closed: a log program has read all of it and ended. Idempotent."""
+        if self._program is not None:
+            for sink in self._sinks:  # the terminal's, whose output was passed on at the exit
+                sink.end(STDOUT)
+            yield from self._program.end()
+
     def close(self) -> None:
         """Let go of everything. Idempotent. Clients that still read what is queued for them are served to their end."""
         if self._closed:
@@ -341,6 +366,8 @@ class Stdio:
             for follower in list(self._log.followers):
                 follower.log_ended()
             self._log.close()
+        if self._program is not None:
+            self._program.close()
         if self._master_fd is not None:
             os.close(self._master_fd)
             self._master_fd = None

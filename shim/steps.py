@@ -18,11 +18,12 @@ class DeadlinePassed(Exception):
 class Spawn:
     """Start a program; answers with its pid. The loop is its parent and the reaper keeps its status for `Exited`.
 
-    ``stdio`` are the three fds the child gets as 0, 1, 2; None is /dev/null. Every other fd of ours is close-on-exec.
-    ``group`` puts the child into a process group of its own, so that one kill ends it with its helpers.
+    ``stdio`` are the three fds the child gets as 0, 1, 2; None is /dev/null. ``more`` is what it gets as 3, 4, …; their
+    own numbers must be above those. Every other fd of ours is close-on-exec. ``group`` puts the child into a process
+    group of its own, so that one kill ends it with its helpers.
     """
 
-    __slots__ = ("argv", "env", "group", "stdio")
+    __slots__ = ("argv", "env", "group", "more", "stdio")
 
     def __init__(
         self,
@@ -31,11 +32,13 @@ class Spawn:
         stdio: "tuple[int | None, int | None, int | None]" = (None, None, None),
         env: "dict[str, str] | None" = None,
         group: bool = True,
+        more: "tuple[int, ...]" = (),
     ) -> None:
         self.argv = tuple(argv)
         self.stdio = stdio
         self.env = env
         self.group = group
+        self.more = more
 
 
 class Exited:

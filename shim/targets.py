@@ -1,6 +1,6 @@
 """What a stdio URI asks for, as a value. Pure: nothing is opened here."""
 
-from shim.errors import invalid_argument, unimplemented
+from shim.errors import invalid_argument
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -11,6 +11,7 @@ CLIENT = "client"  # /absolute/path     a FIFO (or file) of the client's
 FILE = "file"  # file:///path       raw bytes appended to a file that is not ours
 LOG = "log"  # log:///path?…      a log file this shim owns and rotates
 ATTACH = "attach"  # attach:            attach streams only
+BINARY = "binary"  # binary:///path?k=v a program of the client's that reads the output
 
 JSON = "json"
 RAW = "raw"
@@ -26,7 +27,7 @@ _LOG_OPTIONS = ("format", "max-size", "max-files", "mode")
 class Target:
     """Where one stream goes or comes from. Equal targets are the same place, kept the same way."""
 
-    __slots__ = ("format", "kind", "max_files", "max_size_bytes", "mode", "path")
+    __slots__ = ("arguments", "format", "kind", "max_files", "max_size_bytes", "mode", "path", "says_ready")
 
     def __init__(
         self,
@@ -37,6 +38,8 @@ class Target:
         max_size_bytes: int = 0,
         max_files: int = DEFAULT_MAX_FILES,
         mode: str = BLOCK,
+        arguments: "tuple[str, ...]" = (),
+        says_ready: bool = False,
     ) -> None:
         self.kind = kind
         self.path = path
@@ -44,6 +47,8 @@ class Target:
         self.max_size_bytes = max_size_bytes
         self.max_files = max_files
         self.mode = mode
+        self.arguments = arguments  # of a log program, and whether it must say that it is ready
+        self.says_ready = says_ready
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Target):
@@ -60,7 +65,7 @@ class Target:
 def parse(field: str, uri: str) -> Target:
     """Read one URI; ``field`` (stdin, stdout, stderr) names it in errors.
 
-    Raises: StatusError InvalidArgument; Unimplemented for binary loggers.
+    Raises: StatusError InvalidArgument.
     """
     if uri == "":
         return Target(NOTHING)
@@ -70,15 +75,15 @@ def parse(field: str, uri: str) -> Target:
         return Target(CLIENT, uri)
     scheme, colon, rest = uri.partition(":")
     if not colon:
-        raise _invalid(field, uri, "use an absolute path or one of attach:, log://, file://")
+        raise _invalid(field, uri, "use an absolute path or one of attach:, log://, file://, binary://")
     if scheme == "attach":
         if rest:
             raise _invalid(field, uri, "attach: takes nothing after the colon")
         return Target(ATTACH)
-    if scheme == "binary":
-        raise unimplemented(f"{field} {uri!r}: binary loggers are not supported; use log:// or file://")
-    if scheme not in ("file", "log"):
-        raise _invalid(field, uri, f"unknown scheme {scheme!r}; use attach:, log://, file:// or an absolute path")
+    if scheme not in ("file", "log", "binary", "binary-v2"):
+        raise _invalid(
+            field, uri, f"unknown scheme {scheme!r}; use attach:, log://, file://, binary:// or an absolute path"
+        )
     if field == "stdin":
         raise _invalid(field, uri, "input comes from an absolute path or attach:")
     path, _, query = rest.partition("?")
@@ -89,25 +94,27 @@ def parse(field: str, uri: str) -> Target:
         raise _invalid(field, uri, "the path must name a file")
     if scheme == "file":
         return Target(FILE, path)
+    if scheme != "log":
+        return Target(BINARY, path, arguments=_arguments(query), says_ready=scheme == "binary-v2")
     return _log(field, uri, path, query)
 
 
 def parse_all(stdin: str, stdout: str, stderr: str, *, terminal: bool) -> "tuple[Target, Target, Target]":
     """The targets of one process, checked against each other. With a terminal stderr is not used.
 
-    ``log:`` and ``file:`` in stdout take both streams, so stderr must be empty or equal there.
+    ``log:``, ``file:`` and ``binary:`` in stdout take both streams, so stderr must be empty or equal there.
     """
     source, out = parse("stdin", stdin), parse("stdout", stdout)
     if terminal:
         return source, out, Target(NOTHING)
     err = parse("stderr", stderr)
-    if out.kind in (LOG, FILE):
+    if out.kind in (LOG, FILE, BINARY):
         if err.kind != NOTHING and err != out:
             raise _invalid(
                 "stderr", stderr, f"one {out.kind}: takes both streams; leave stderr empty or equal to stdout"
             )
         err = out
-    elif err.kind in (LOG, FILE):
+    elif err.kind in (LOG, FILE, BINARY):
         raise _invalid("stderr", stderr, f"{err.kind}: belongs into stdout, where it takes both streams")
     return source, out, err
 
@@ -134,6 +141,19 @@ def _log(field: str, uri: str, path: str, query: str) -> Target:
         max_files=_number(field, uri, "max-files", options["max-files"], 1),
         mode=options["mode"],
     )
+
+
+def _arguments(query: str) -> "tuple[str, ...]":
+    """A log program's: each key and its value, in the order of the query; of a key that comes again the first counts.
+
+    Source: how Go's net/url reads a query, so that what clients wrote for containerd's shim means the same.
+    """
+    values: dict[str, str] = {}
+    for pair in query.split("&"):
+        name, _, value = pair.replace("+", " ").partition("=")
+        if pair:
+            values.setdefault(_unquote(name), _unquote(value))
+    return tuple(word for item in values.items() for word in item)
 
 
 def _number(field: str, uri: str, name: str, text: str, lowest: int) -> int:

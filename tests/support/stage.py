@@ -81,6 +81,12 @@ class StagedStdio:
     def open(self) -> None:
         self.calls.append("open")
 
+    def prepare(self) -> Iterator[Any]:
+        yield from ()
+
+    def finish(self) -> Iterator[Any]:
+        yield from ()
+
     def child_ends(self) -> tuple[None, None, None]:
         return (None, None, None)
 

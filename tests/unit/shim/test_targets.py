@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shim.targets import ATTACH, CLIENT, DEFAULT_MAX_FILES, FILE, LOG, NOTHING, Target, parse, parse_all
+from shim.targets import ATTACH, BINARY, CLIENT, DEFAULT_MAX_FILES, FILE, LOG, NOTHING, Target, parse, parse_all
 from ttrpc.errors import StatusError
 from ttrpc.status import Code
 
@@ -39,6 +39,8 @@ def test_a_uri_is_read(uri: str, target: Target) -> None:
         ("stdout", "attach:now", "nothing after"),
         ("stdout", "log://host/x", "log:///absolute/path"),
         ("stdout", "log:///", "name a file"),
+        ("stdout", "binary://logger", "binary:///absolute/path"),
+        ("stdin", "binary:///logger", "input comes from"),
         ("stdout", "log:///x?fromat=json", "unknown option 'fromat=json'; known: format, max-size"),
         ("stdout", "log:///x?format=xml", "json or raw"),
         ("stdout", "log:///x?mode=panic", "block or drop"),
@@ -57,17 +59,35 @@ def test_what_cannot_be_is_refused_by_name(field: str, uri: str, words: str) -> 
     assert refusal.value.message.startswith(f"{field} ")
 
 
-def test_binary_loggers_are_not_there_yet() -> None:
-    with pytest.raises(StatusError, match="binary loggers") as refusal:
-        parse("stdout", "binary:///usr/bin/logger?k=v")
-    assert refusal.value.code == Code.UNIMPLEMENTED
+@pytest.mark.parametrize(
+    ("query", "arguments"),
+    [
+        ("", ()),
+        ("?", ()),
+        ("?k=v", ("k", "v")),
+        ("?b=2&a=1&b=3", ("b", "2", "a", "1")),
+        ("?flag&x=", ("flag", "", "x", "")),
+        ("?a+b=c%20d%3D%26", ("a b", "c d=&")),
+    ],
+)
+def test_a_log_programs_arguments_are_read_as_go_reads_a_query(query: str, arguments: tuple[str, ...]) -> None:
+    """In their order, which Go's shim leaves to chance."""
+    assert parse("stdout", f"binary:///l%6Fg{query}") == Target(BINARY, "/log", arguments=arguments)
+    assert parse("stdout", f"binary-v2:///log{query}").says_ready
 
 
 def test_a_log_takes_both_streams() -> None:
     for stderr in ("", "log:///x"):
         _source, out, err = parse_all("", "log:///x", stderr, terminal=False)
         assert out == err
-    for stdout, stderr in (("log:///x", "/fifo"), ("log:///x", "log:///y"), ("", "log:///x"), ("/fifo", "file:///x")):
+    for stdout, stderr in (
+        ("log:///x", "/fifo"),
+        ("log:///x", "log:///y"),
+        ("", "log:///x"),
+        ("/fifo", "file:///x"),
+        ("binary:///x", "binary:///y"),
+        ("", "binary:///x"),
+    ):
         with pytest.raises(StatusError, match="both streams"):
             parse_all("", stdout, stderr, terminal=False)
 
