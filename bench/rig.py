@@ -147,14 +147,24 @@ class Daemon:
             )
 
     def wait_serving(self) -> None:
-        """Wait until its socket takes a connection."""
-        wait_until(self.is_serving, deadline_s=START_DEADLINE_S, what=f"{self.name} to serve; see {self.folder}/log")
+        """Wait until its socket takes a connection.
+
+        Raises: CommandFailed with the daemon's last words.
+        """
+        try:
+            wait_until(self.is_serving, deadline_s=START_DEADLINE_S, what=f"{self.name} to serve")
+        except AssertionError as late:
+            raise CommandFailed(f"{late}; it says: {self.last_words()}") from None
+
+    def last_words(self) -> str:
+        """The end of its log."""
+        with open(os.path.join(self.folder, "log"), encoding="utf-8", errors="replace") as log:
+            return log.read()[-3000:]
 
     def is_serving(self) -> bool:
         """Whether the socket takes a connection; a daemon that ended is told with its last words."""
         if self.process is not None and self.process.poll() is not None:
-            with open(os.path.join(self.folder, "log"), encoding="utf-8", errors="replace") as log:
-                raise CommandFailed(f"{self.name} ended with {self.process.returncode}: {log.read()[-2000:]}")
+            raise CommandFailed(f"{self.name} ended with {self.process.returncode}: {self.last_words()}")
         with socket.socket(socket.AF_UNIX) as probe:
             try:
                 probe.connect(self.socket_path)

@@ -354,6 +354,8 @@ def clear(session: Session, found: Leaks) -> None:
         with contextlib.suppress(OSError):
             os.unlink(path)
     for name in found.entries:
+        if os.path.isabs(name):
+            continue  # in a place that is not the session's: told, not touched
         path = os.path.join(session.folder, name)
         with contextlib.suppress(OSError):
             if os.path.isdir(path) and not os.path.islink(path):
