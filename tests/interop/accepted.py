@@ -92,6 +92,13 @@ CLASSES = (
     ),
     Accepted(
         "log_uri_nobody_knows",
+        "run -d c2",
+        ".*failed to start binary process: fork/exec /no/such/logger: no such file or directory.*: unknown.*",
+        ".*log program '/no/such/logger': No such file or directory: invalid argument.*",
+        BLAME,
+    ),
+    Accepted(
+        "log_uri_nobody_knows",
         "run -d c3",
         ".*mkdir /proc/no-such-folder: no such file or directory: unknown.*",
         ".*/proc/no-such-folder/log: No such file or directory: invalid argument.*",
