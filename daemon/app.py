@@ -100,7 +100,7 @@ def _registry(
         ("containerd.services.containers.v1.Containers", Containers(database), ()),
         ("containerd.services.tasks.v1.Tasks", Tasks(manager), ("Wait",)),
         ("containerd.services.events.v1.Events", Events(events), ()),
-        ("containerd.services.events.ttrpc.v1.Events", ShimEvents(events), ()),
+        ("containerd.services.events.ttrpc.v1.Events", ShimEvents(events, manager), ()),
         ("shimd.v1.Shimd", Shimd(config, manager, events), ()),
     ):
         registry.register(service, Guarded(service, implementation, gate, endless=endless))

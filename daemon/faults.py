@@ -37,6 +37,8 @@ POINTS = (
     "ingest.acknowledged",
     "exit.before_commit",
     "exit.committed",
+    "foreign.before_commit",
+    "foreign.committed",
     # Tasks.Delete
     "delete.begin",
     "delete.marked",

@@ -19,6 +19,8 @@ from ttrpc.status import Code
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
+    from ttrpc.peer import Peer
+
 log = logging.getLogger(__name__)
 
 # gRPC's header and ttrpc's metadata key; the first one present counts.
@@ -26,12 +28,14 @@ NAMESPACE_KEYS = ("containerd-namespace-ttrpc", "containerd-namespace")
 
 
 class Call(Protocol):
-    """A call as handlers see it. `deadline` is of trio's clock, inf for none."""
+    """A call as handlers see it. `deadline` is of trio's clock, inf for none; `peer` is known of a Unix socket."""
 
     @property
     def metadata(self) -> Mapping[str, str]: ...
     @property
     def deadline(self) -> float: ...
+    @property
+    def peer(self) -> "Peer | None": ...
     async def send(self, message: "Message") -> None: ...
 
 

@@ -5,10 +5,13 @@ from typing import TYPE_CHECKING
 
 from daemon.errors import invalid_argument
 from daemon.events import EventLog
-from daemon.identifiers import require_identifier
+from daemon.identifiers import require_identifier, require_topic
 from daemon.services.call import Call, namespace_of
+from daemon.shims.foreign_exits import Ledger, is_told, told_exit
+from daemon.shims.registry import Registry
 from daemon.store.records import NewEvent, StoredEvent
 from ttrpc.api import events_service, wkt
+from ttrpc.api.descriptors import message_class
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -50,14 +53,43 @@ class Events:
 
 
 class ShimEvents:
-    """Handlers of containerd.services.events.ttrpc.v1.Events."""
+    """Handlers of containerd.services.events.ttrpc.v1.Events: what shims that are not ours tell, until we have it."""
 
-    def __init__(self, log: EventLog) -> None:
+    def __init__(self, log: EventLog, tasks: Registry) -> None:
         self._log = log
+        self._tasks = tasks
 
-    async def Forward(self, request: "ShimForwardRequest", _call: Call) -> "Message":  # noqa: N802
-        await self._log.append(_of_envelope(request.envelope))
-        return wkt.Empty()
+    async def Forward(self, request: "ShimForwardRequest", call: Call) -> "Message":  # noqa: N802
+        """Answered once it is stored: what is not answered is told again, and stored once all the same.
+
+        Raises: InvalidArgument; StoreFull.
+        """
+        event = _of_envelope(request.envelope)
+        require_topic(event.topic)
+        handle = self._tasks.sender(event.ns, _container_id(event), call.peer.pid if call.peer is not None else 0)
+        if handle is None:
+            await self._append(event)
+        elif handle.foreign is not None:
+            await handle.foreign.forwarded(event)
+        elif handle.client is None:  # not found again yet, or no more
+            on_stopped = self._tasks.supervisors.on_stopped
+            await Ledger(handle, handle.row.incarnation, self._log.database, on_stopped).forwarded(event)
+        return wkt.Empty()  # else it is a shim of ours, whose journal is followed
+
+    async def _append(self, event: NewEvent) -> None:
+        """From nobody we know, such as the shim of a task deleted meanwhile: an exit that is on record is not news."""
+        told = told_exit(event)
+        if told is None or not self._log.database.read(lambda connection: is_told(connection, event.ns, told)):
+            await self._log.append(event)
+
+
+def _container_id(event: NewEvent) -> str:
+    """Whose event it is; empty for one of no container, or of a type not known here."""
+    try:
+        told = message_class(event.type_url.rpartition("/")[2]).FromString(event.value)
+    except Exception:  # noqa: BLE001 - a type or bytes we do not know
+        return ""
+    return str(getattr(told, "container_id", ""))
 
 
 def _of_envelope(told: "Envelope | ForwardEnvelope") -> NewEvent:

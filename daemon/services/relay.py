@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from daemon.errors import unavailable
+from daemon.errors import failed_precondition, unavailable
 from daemon.services.call import Call
-from daemon.shims.client import SHIM
+from daemon.shims.client import SHIM, ShimClient
 from daemon.shims.handle import Handle
 from ttrpc.aio import open_client
 from ttrpc.aio_client import raise_only_leaf
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 async def logs(handle: Handle, options: "LogsRequest", call: Call, connect_timeout_s: float) -> None:
     """The shim's Logs stream to the caller. Raises: StatusError of the shim, Unavailable when it is lost."""
-    await handle.connected(connect_timeout_s)
+    _require_ours(handle, await handle.connected(connect_timeout_s), "keeps no log: read the file its stdout names")
     try:
         async with (
             open_client(handle.row.address, connect_timeout_s=connect_timeout_s) as client,
@@ -36,7 +36,7 @@ async def attach(handle: Handle, opening: "AttachInput", requests: Any, call: Ca
 
     Raises: StatusError of the shim, Unavailable when it is lost.
     """
-    await handle.connected(connect_timeout_s)
+    _require_ours(handle, await handle.connected(connect_timeout_s), "has no Attach: open the FIFOs its stdio names")
     try:
         async with (
             open_client(handle.row.address, connect_timeout_s=connect_timeout_s) as client,
@@ -52,6 +52,12 @@ async def attach(handle: Handle, opening: "AttachInput", requests: Any, call: Ca
         raise
     except (OSError, ConnectionLost) as lost:
         raise unavailable(f"{handle.name}: the connection to its shim was lost while attached: {lost}") from None
+
+
+def _require_ours(handle: Handle, client: ShimClient, instead: str) -> None:
+    """Raises: FailedPrecondition for a shim that has no such service."""
+    if client.is_foreign:
+        raise failed_precondition(f"{handle.name}: its shim ({handle.row.shim_path}) is not shimd's and {instead}")
 
 
 async def _pass_input(requests: Any, stream: "TrioStream") -> None:

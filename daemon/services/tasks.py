@@ -1,5 +1,6 @@
 """containerd.services.tasks.v1: names and records here, the state of things in the shims."""
 
+import contextlib
 import logging
 import os
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from daemon.identifiers import require_identifier
 from daemon.services import fleet, waiting
 from daemon.services.call import Call, deadline_of, namespace_of
 from daemon.services.containers import require_container
-from daemon.shims import answers, evidence
+from daemon.shims import answers, evidence, foreign
 from daemon.shims.client import earlier
 from daemon.shims.handle import Handle, Health
 from daemon.shims.manager import Manager
@@ -78,7 +79,12 @@ class Tasks:
             raise invalid_argument("exec id must not be empty: Delete is for the task itself")
         handle = await self._find(request, call)
         asked = task.DeleteRequest(id=handle.id, exec_id=request.exec_id)
+        await handle.connected(earlier(self._timeouts.connect_s, deadline_of(call)))
+        if handle.foreign is not None:
+            await handle.foreign.settle(request.exec_id)
         answer = await self._forward(handle, call, "Delete", asked, self._timeouts.delete_s)
+        if handle.foreign is not None:
+            await handle.foreign.deleted(request.exec_id, answer)
         return tasks.DeleteResponse(
             id=request.exec_id, pid=answer.pid, exit_status=answer.exit_status, exited_at=answer.exited_at
         )
@@ -95,8 +101,10 @@ class Tasks:
             stderr=request.stderr,
         )
         asked.spec.CopyFrom(request.spec)
+        client = await handle.connected(earlier(self._timeouts.connect_s, deadline_of(call)))
         faults.point("exec.before_call")
-        await self._forward(handle, call, "Exec", asked, self._timeouts.call_s)
+        with foreign.noting_exec(handle.row.bundle, request.exec_id) if client.is_foreign else contextlib.nullcontext():
+            await self._forward(handle, call, "Exec", asked, self._timeouts.call_s)
         faults.point("exec.called")
         return wkt.Empty()
 

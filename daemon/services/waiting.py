@@ -64,6 +64,8 @@ async def exec_exit(manager: Manager, handle: Handle, exec_id: str, timeout_s: f
                 break
             await handle.wait_changed(timeout_s)  # slow or lost: its supervisor finds out
             continue
+        if handle.foreign is not None:  # whoever asked its shim for it
+            handle.foreign.watch(exec_id)
         is_its = _of_present(present, before)
         await handle.wait_until(lambda is_its=is_its: is_its(stored()) or is_lost())  # type: ignore[misc]
         break

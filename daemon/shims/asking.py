@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from daemon.shims import bundle, evidence, recovery
+from daemon.shims import bundle, evidence, launch, recovery
 from daemon.shims.client import ShimClient
 from daemon.shims.evidence import Evidence
 from daemon.store.records import TaskRow
@@ -20,6 +20,9 @@ from ttrpc.status import Code
 if TYPE_CHECKING:
     from ttrpc.api.shim import InfoResponse
     from ttrpc.api.task import StateResponse
+
+
+CONTAINERD_SOCKET_DIR = "/run/containerd/s"  # where containerd's shims listen, whatever its state directory is
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -55,10 +58,13 @@ async def ask(
     basis = recovery.Facts(row=row.state, is_this_boot=row.boot_id == boot_id, exit_known=exit_is_stored)
     if not basis.is_this_boot:
         return await _look(row, basis, boot_id, "the machine was restarted")
+    log_fd = bundle.open_log(row.bundle)
+    if log_fd is not None:  # containerd's shim does not serve before somebody reads its log
+        stack.callback(os.close, log_fd)
     try:
         raw = await stack.enter_async_context(open_client(row.address, connect_timeout_s=budget_s))
         client = ShimClient(raw, f"task {row.id}")
-        info = await info_of(client, budget_s)
+        info = await info_of(client, row, budget_s)
         state = await _state_of(client, row.id, budget_s)
     except (OSError, TtrpcError) as error:
         await stack.aclose()
@@ -68,15 +74,28 @@ async def ask(
     return Found(facts, client, info, state)
 
 
-async def info_of(client: ShimClient, timeout_s: float) -> "InfoResponse | None":
-    """Who the shim is; None when it is one that has no such service. Raises: as `ShimClient.shim`."""
+async def info_of(client: ShimClient, row: TaskRow, timeout_s: float) -> "InfoResponse":
+    """Who the shim is. One that has no such service is not ours: it tells its pid, and which task it has is our note.
+
+    Raises: as `ShimClient.shim`.
+    """
     try:
         info: InfoResponse = await client.shim("Info", shim.InfoRequest(), timeout_s)
     except StatusError as error:
-        if error.code == Code.UNIMPLEMENTED:
-            return None
-        raise
-    return info
+        if error.code != Code.UNIMPLEMENTED:
+            raise
+    else:
+        return info
+    client.is_foreign = True
+    told = await client.task("Connect", task.ConnectRequest(id=row.id), timeout_s)
+    return shim.InfoResponse(
+        pid=told.shim_pid,
+        version=f"{os.path.basename(row.shim_path)} {told.version}".strip(),
+        namespace=row.ns,
+        container_id=row.id,
+        bundle=row.bundle,
+        incarnation=bundle.read_small(row.bundle, bundle.INCARNATION) or row.incarnation,
+    )
 
 
 async def _state_of(client: ShimClient, container_id: str, timeout_s: float) -> "StateResponse | None":
@@ -121,4 +140,6 @@ async def _look(row: TaskRow, basis: recovery.Facts, boot_id: str, reason: str) 
 def address_of(row: TaskRow, socket_dir: str, grpc_address: str) -> str:
     """Where the task's shim listens: as recorded, as its bundle says, or as the rule has it."""
     written = bundle.read_small(row.bundle, "address").removeprefix("unix://")
+    if launch.is_foreign(row.runtime, row.shim_path):
+        socket_dir = CONTAINERD_SOCKET_DIR
     return row.address or written or socket_path(socket_dir, grpc_address, row.ns, row.id)

@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from daemon import faults, procfs
@@ -41,19 +43,33 @@ async def bear(
     faults.point("create.bundle_made")
 
     undo.push("the shim", lambda: _end_shim(handle, program, timeouts.shim_delete_s))
-    address = await launch.start(
-        program, handle.ns, handle.id, handle.row.bundle, options, earlier(timeouts.shim_start_s, deadline)
-    )
-    handle.row = dataclasses.replace(handle.row, address=address)
-    faults.point("create.shim_started")
+    with _log_held(program, handle.row.bundle):
+        address = await launch.start(
+            program, handle.ns, handle.id, handle.row.bundle, options, earlier(timeouts.shim_start_s, deadline)
+        )
+        handle.row = dataclasses.replace(handle.row, address=address)
+        faults.point("create.shim_started")
 
-    client = await supervisors.start_newborn(handle)
+        client = await supervisors.start_newborn(handle)
     faults.point("create.connected")
 
     asked = _create_request(handle, request, options)
     created = await client.task("Create", asked, earlier(timeouts.create_s, deadline))
     faults.point("create.task_created")
+    if handle.foreign is not None:
+        handle.foreign.started("", created.pid)
     return {"address": address, **_identities(handle, created.pid)}
+
+
+@contextlib.contextmanager
+def _log_held(program: launch.Program, path: str) -> Iterator[None]:
+    """A foreign shim opens its log FIFO as it starts, and ends if nobody reads it; then its follower does."""
+    log_fd = bundle.prepare_foreign(path) if program.ttrpc_address else None
+    try:
+        yield
+    finally:
+        if log_fd is not None:
+            os.close(log_fd)
 
 
 def options_of(config: Config, container: "Container", request: "CreateTaskRequest") -> "ProtoAny":
@@ -98,7 +114,7 @@ async def _end_shim(handle: Handle, program: launch.Program, delete_timeout_s: f
         shim = procfs.identify(handle.info.pid)
         if shim is not None:
             row = dataclasses.replace(row, shim_pid=shim.pid, shim_start_ticks=shim.start_ticks)
-    is_down = handle.client is not None and await ending.shut_down(row, handle.client)
+    is_down = handle.client is not None and await ending.shut_down(row, handle.client, program.spared)
     handle.supervisor.cancel()
     if not is_down:
         with contextlib.suppress(FileNotFoundError):
@@ -109,4 +125,6 @@ async def start_process(handle: Handle, exec_id: str, timeout_s: float, connect_
     """Task.Start of init or an exec; returns its pid. Raises: StatusError of the shim, Unavailable."""
     client = await handle.connected(connect_timeout_s)
     started = await client.task("Start", task.StartRequest(id=handle.id, exec_id=exec_id), timeout_s)
+    if handle.foreign is not None:
+        handle.foreign.started(exec_id, started.pid)
     return int(started.pid)

@@ -8,11 +8,14 @@ import ctypes
 import os
 import secrets
 import shutil
+import stat
 
 from daemon import procfs
 from daemon.errors import already_exists, failed_precondition, from_os_error
 from ttrpc.errors import StatusError
 
+INCARNATION = "shimd.incarnation"  # file: which task of its container this is, where its shim does not tell
+EXECS = "shimd.execs"  # directory: one empty file for each exec of a foreign shim whose exit is not stored yet
 MNT_DETACH = 0x2  # umount2(2)
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -40,6 +43,33 @@ def _make(path: str, spec: bytes) -> None:
     fd = os.open(os.path.join(path, "config.json"), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with os.fdopen(fd, "wb") as file:
         file.write(spec)
+
+
+def prepare_foreign(path: str) -> int:
+    """What a shim that is not ours needs besides: our note of which task this is, and the log it writes to.
+
+    Returns the log's fd; while it is open the shim finds a reader. Raises: OSError.
+    """
+    with open(os.path.join(path, INCARNATION), "x", encoding="ascii") as file:
+        file.write(secrets.token_hex(16))
+    os.mkdir(os.path.join(path, EXECS), 0o700)
+    os.mkfifo(os.path.join(path, "log"), 0o700)
+    log_fd = open_log(path)
+    assert log_fd is not None, path
+    return log_fd
+
+
+def open_log(path: str) -> int | None:
+    """The FIFO a foreign shim logs to, read-write so that it never ends; None where there is none. To be closed."""
+    flags = os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        fd = os.open(os.path.join(path, "log"), flags)
+    except OSError:
+        return None
+    if stat.S_ISFIFO(os.fstat(fd).st_mode):
+        return fd
+    os.close(fd)
+    return None
 
 
 def remove(path: str) -> None:

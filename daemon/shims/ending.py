@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import socket
 
 import trio
 
@@ -20,9 +21,14 @@ SHUTDOWN_TIMEOUT_S = 3.0
 KILLED_TIMEOUT_S = 5.0  # after SIGKILL a process can only stay in an uninterruptible wait
 
 
-async def shut_down(row: TaskRow, client: ShimClient | None) -> bool:
-    """Ask an empty shim to end and wait until its process has; True when it is gone. A shim with a container stays."""
+async def shut_down(row: TaskRow, client: ShimClient | None, spared: frozenset[Identity] = frozenset()) -> bool:
+    """Ask an empty shim to end and wait until its process has; True when it is gone. A shim with a container stays.
+
+    One that serves other tasks as well stays too, and what was this task's in it has gone.
+    """
     known = shim_process(row)
+    if known in spared:
+        return client is not None
     if client is not None:
         with contextlib.suppress(StatusError):
             await client.task("Shutdown", task.ShutdownRequest(id=row.id, now=True), SHUTDOWN_TIMEOUT_S)
@@ -39,35 +45,47 @@ async def clear(row: TaskRow, client: ShimClient | None, program: launch.Program
     Order: the shim first, so that nothing it does meets our hand; runc's own clearing after it, the bundle last.
     Raises: FailedPrecondition while something stays mounted in the bundle; OSError.
     """
-    await shut_down(row, client)
+    await shut_down(row, client, program.spared)
     await end_all(row, program, delete_timeout_s)
     await remove_files(row)
 
 
 async def end_all(row: TaskRow, program: launch.Program, delete_timeout_s: float) -> None:
     """Kill the shim, then have its program's `delete` end the container and clear what runc left."""
-    await _kill_workers(row)
+    await _kill_workers(row, program.spared)
     if await trio.to_thread.run_sync(os.path.isdir, row.bundle):
         answer = await launch.delete(program, row.ns, row.id, row.bundle, delete_timeout_s)
         if answer is None:
             log.warning("the shim's `delete` failed; its runc may have left a cgroup")
-        await _kill_workers(row)
+        await _kill_workers(row, program.spared)
 
 
 async def remove_files(row: TaskRow) -> None:
-    """Remove bundle and socket of a task whose shim is gone."""
+    """Remove bundle and socket of a task whose shim is gone. A socket that is served is another task's, too."""
     await trio.to_thread.run_sync(bundle.remove, row.bundle)
-    if row.address:
+    if row.address and not _is_served(row.address):
         with contextlib.suppress(OSError):
             os.unlink(row.address)
 
 
-async def _kill_workers(row: TaskRow) -> None:
-    """Kill the shim and whatever works in its bundle: `start`, runc."""
+def _is_served(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        try:
+            probe.connect(path)
+        except BlockingIOError:  # its backlog is full
+            return True
+        except OSError:
+            return False
+        return True
+
+
+async def _kill_workers(row: TaskRow, spared: frozenset[Identity]) -> None:
+    """Kill the shim and whatever works in its bundle: `start`, runc. Not a shim that has other tasks."""
     found = set(await trio.to_thread.run_sync(lambda: list(procfs.working_in(row.bundle))))
     known = shim_process(row)
     if known is not None and known.is_running():
         found.add(known)
+    found -= spared
     for process in found:
         procfs.kill(process)
     for process in found:

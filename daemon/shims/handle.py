@@ -12,6 +12,7 @@ from daemon.shims.client import ShimClient
 from daemon.store.records import STOPPED, TaskRow
 
 if TYPE_CHECKING:
+    from daemon.shims.foreign import Following
     from ttrpc.api.process import Process
     from ttrpc.api.shim import InfoResponse
 
@@ -34,6 +35,7 @@ class Handle:
         self.reason = "not asked yet"
         self.client: ShimClient | None = None
         self.info: InfoResponse | None = None
+        self.foreign: Following | None = None  # while a shim that is not ours is connected
         self.last_known: Process | None = None
         self.stored_seq = 0  # of the shim's journal
         self.next_restart_at_ns: int | None = None

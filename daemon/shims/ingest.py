@@ -64,7 +64,7 @@ async def follow(
             async for first in receiver:
                 batch = [first, *_at_hand(receiver)]
                 await _store(handle, incarnation, batch, database)
-                if handle.row.state == STOPPED and any(_is_init_exit(record) for record in batch):
+                if handle.row.state == STOPPED and any(is_init_exit(record) for record in batch):
                     on_stopped(handle)
                 await _acknowledge(handle, client, batch[-1].seq)
     except BaseExceptionGroup as group:
@@ -124,24 +124,31 @@ def store(
         if record.seq > expected:
             _store_gap(connection, row, record, expected)
         expected = record.seq + 1
-        exit_bytes = None
-        if record.HasField("exit"):
-            exit_bytes = record.exit.SerializeToString()
-            journal.record_exit(
-                connection, NewExit(row.ns, row.id, incarnation, record.exit.exec_id, record.seq, exit_bytes)
-            )
-        at_ns = wkt.nanoseconds(record.at) or 0
-        event = record.event
-        journal.append(
-            connection,
-            NewEvent(at_ns, row.ns, record.topic, event.type_url, event.value, exit_bytes, incarnation, record.seq),
-        )
-        _move_row(connection, row, incarnation, record)
+        store_one(connection, row, incarnation, record)
     tasks.set_cursor(connection, incarnation, batch[-1].seq)
     return tasks.get(connection, row.ns, row.id)
 
 
-def _is_init_exit(record: "JournalRecord") -> bool:
+def store_one(connection: sqlite3.Connection, row: TaskRow, incarnation: str, record: "JournalRecord") -> bool:
+    """An event, its exit, what it says of the row: in the caller's transaction. False when it was stored before."""
+    exit_bytes = None
+    if record.HasField("exit"):
+        exit_bytes = record.exit.SerializeToString()
+        journal.record_exit(
+            connection, NewExit(row.ns, row.id, incarnation, record.exit.exec_id, record.seq, exit_bytes)
+        )
+    at_ns = wkt.nanoseconds(record.at) or 0
+    event = record.event
+    is_new = journal.append(
+        connection,
+        NewEvent(at_ns, row.ns, record.topic, event.type_url, event.value, exit_bytes, incarnation, record.seq),
+    )
+    _move_row(connection, row, incarnation, record)
+    return is_new
+
+
+def is_init_exit(record: "JournalRecord") -> bool:
+    """Whether the record ends the task as a whole."""
     return record.HasField("exit") and not record.exit.exec_id
 
 
@@ -157,7 +164,7 @@ def _store_gap(connection: sqlite3.Connection, row: TaskRow, record: "JournalRec
 def _move_row(connection: sqlite3.Connection, row: TaskRow, incarnation: str, record: "JournalRecord") -> None:
     """What the record says of the task as a whole. Rows being created, restarted or deleted are their operation's."""
     state = _STATE_AFTER.get(record.topic)
-    if state is None or (record.topic == "/tasks/exit" and not _is_init_exit(record)):
+    if state is None or (record.topic == "/tasks/exit" and not is_init_exit(record)):
         return
     now = tasks.get(connection, row.ns, row.id)
     if now is None or now.incarnation != incarnation or now.state not in LIVE_STATES:
@@ -173,9 +180,7 @@ async def drain(handle: Handle, client: ShimClient, timeout_s: float) -> None:
 
     Raises: Unavailable when that takes too long, with what it waits for; StatusError of the shim.
     """
-    info = await asking.info_of(client, timeout_s)
-    if info is None:
-        return
+    info = await asking.info_of(client, handle.row, timeout_s)
     with trio.move_on_after(timeout_s) as scope:
         await handle.wait_until(lambda: handle.stored_seq >= info.journal_seq)
     if scope.cancelled_caught:

@@ -5,6 +5,7 @@
 """
 
 import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -16,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 import trio
 from google.protobuf.message import DecodeError
 
-from daemon.config import Config, Runtime
-from daemon.errors import invalid_argument, not_found, unavailable, unknown
+from daemon.config import DEFAULT_RUNTIME, Config, Runtime
+from daemon.errors import invalid_argument, not_found, unavailable, unimplemented, unknown
 from daemon.notify import PRIVATE_VARIABLES
+from daemon.procfs import Identity
 from ttrpc.api import runc, task, wkt
 from ttrpc.errors import StatusError
 
@@ -30,6 +32,8 @@ MAX_OUTPUT_BYTES = 1 << 20  # more is read, so that nobody blocks, and dropped
 REAP_TIMEOUT_S = 5.0  # after SIGKILL
 MAX_OUTPUT_CHARS = 8192  # of a failed shim's words in an error; the rest is in its log
 RUNC_OPTIONS = "containerd.runc.v1.Options"
+OWN_PROGRAM = "containerd-shim-shimd-v2"
+NEWEST_TASK_API = 3
 # A group of its own, in our session, so that its end takes its helpers along. trio's annotations lack the argument.
 _OWN_GROUP: dict[str, Any] = {"process_group": 0}
 
@@ -43,6 +47,8 @@ class Program:
     publish_binary: str
     socket_dir: str
     debug: bool = False
+    ttrpc_address: str = ""  # where a shim that is not ours sends its events; empty for ours, which are followed
+    spared: frozenset[Identity] = frozenset()  # shims of other tasks: a grouping shim may be one of them
 
     def argv(self, namespace: str, container_id: str, action: str, bundle: str | None = None) -> list[str]:
         return [
@@ -56,11 +62,19 @@ class Program:
             action,
         ]
 
-    def environ(self) -> dict[str, str]:
-        """Ours, without what is meant for us alone; events come by Follow, so no TTRPC_ADDRESS."""
+    def environ(self, namespace: str) -> dict[str, str]:
+        """Our environment without what is meant for us alone. A shim that is not ours gets what containerd gives it."""
         private = (*PRIVATE_VARIABLES, "TTRPC_ADDRESS", "GRPC_ADDRESS", "NAMESPACE")
         kept = {name: value for name, value in os.environ.items() if name not in private}
-        return {**kept, "SHIMD_SOCKET_DIR": self.socket_dir}
+        if not self.ttrpc_address:
+            return {**kept, "SHIMD_SOCKET_DIR": self.socket_dir}
+        kept |= {"TTRPC_ADDRESS": self.ttrpc_address, "GRPC_ADDRESS": self.grpc_address, "NAMESPACE": namespace}
+        return {**kept, "GOMAXPROCS": "2", "MAX_SHIM_VERSION": "2"}
+
+
+def is_foreign(runtime: str, path: str) -> bool:
+    """Whether a runtime's shim is not one of ours: it is started, told of events and logged as containerd does it."""
+    return runtime != DEFAULT_RUNTIME and os.path.basename(path) != OWN_PROGRAM
 
 
 def resolve(runtime: str, runtime_path: str, runtimes: Mapping[str, Runtime]) -> str:
@@ -110,20 +124,40 @@ def options_for(config: Config, runtime: str, given: "ProtoAny | None") -> "Prot
 async def start(
     program: Program, namespace: str, container_id: str, bundle: str, options: "ProtoAny", timeout_s: float
 ) -> str:
-    """Run `start`; returns the socket's path that the shim printed.
+    """Run `start`; returns the path of the socket that the shim told.
 
     Blocks: until it has exited and closed its output, at most ``timeout_s``; then its process group is killed.
     Raises: Unknown with the shim's own words; Unavailable when it took too long.
     """
     argv = program.argv(namespace, container_id, "start")
-    status, output = await _run(program, argv, bundle, options.SerializeToString(), timeout_s, join_stderr=True)
+    environ = program.environ(namespace)
+    status, output = await _run(environ, argv, bundle, options.SerializeToString(), timeout_s, join_stderr=True)
     text = output.decode("utf-8", "replace").strip()
     if status != 0:
         raise unknown(f"shim start failed: {text[-MAX_OUTPUT_CHARS:] or 'it said nothing'}: exit status {status}")
-    address = text.removeprefix("unix://")
-    if not address.startswith("/") or "\n" in address:
+    return parse_address(text)
+
+
+def parse_address(text: str) -> str:
+    """What `start` printed: an address, or since containerd 1.7 JSON with it. Returns the socket's path.
+
+    Raises: Unknown for anything else; Unimplemented for a protocol or version not spoken here.
+    """
+    address = text
+    if text.startswith("{"):
+        try:
+            told = json.loads(text)
+            address, version, protocol = told["address"], told["version"], told.get("protocol", "ttrpc")
+        except (ValueError, KeyError, TypeError):
+            raise unknown(f"shim start printed no socket address but {text[:200]!r}") from None
+        if protocol != "ttrpc" or not isinstance(version, int) or version > NEWEST_TASK_API:
+            raise unimplemented(
+                f"the shim speaks {protocol} with task API {version}; here it is ttrpc with at most {NEWEST_TASK_API}"
+            )
+    path = str(address).removeprefix("unix://")
+    if not path.startswith("/") or "\n" in path:
         raise unknown(f"shim start printed no socket address but {text[:200]!r}")
-    return address
+    return path
 
 
 async def delete(
@@ -135,7 +169,7 @@ async def delete(
     """
     argv = program.argv(namespace, container_id, "delete", bundle)
     try:
-        status, output = await _run(program, argv, bundle, None, timeout_s, join_stderr=False)
+        status, output = await _run(program.environ(namespace), argv, bundle, None, timeout_s, join_stderr=False)
     except StatusError:
         return None
     if status != 0:
@@ -147,7 +181,7 @@ async def delete(
 
 
 async def _run(
-    program: Program, argv: list[str], bundle: str, stdin: bytes | None, timeout_s: float, *, join_stderr: bool
+    environ: dict[str, str], argv: list[str], bundle: str, stdin: bytes | None, timeout_s: float, *, join_stderr: bool
 ) -> tuple[int, bytes]:
     """Run to the end of its output and its own; what takes too long is killed with all it started in its group."""
     try:
@@ -157,7 +191,7 @@ async def _run(
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT if join_stderr else subprocess.DEVNULL,
             cwd=bundle,
-            env=program.environ(),
+            env=environ,
             **_OWN_GROUP,
         )
     except OSError as error:

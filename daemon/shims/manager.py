@@ -203,22 +203,26 @@ class Manager(Registry):
         timeouts = self.config.timeouts
         client = await handle.connected(timeouts.connect_s)
         answer: DeleteResponse | None = None
+        if handle.foreign is not None:
+            await handle.foreign.settle("")
         try:
             answer = await client.task("Delete", task.DeleteRequest(id=handle.id), timeouts.delete_s)
         except StatusError as error:
             if error.code != Code.NOT_FOUND:
                 raise
         faults.point("delete.task_deleted")
-        await ingest.drain(handle, client, timeouts.delete_s)
+        if not client.is_foreign:
+            await ingest.drain(handle, client, timeouts.delete_s)
         return answer
 
     async def _clear(self, handle: Handle) -> None:
         """Shim, leftovers, bundle. An empty shim that ends by itself leaves nothing for its `delete` to do."""
-        is_down = handle.client is not None and await ending.shut_down(handle.row, handle.client)
+        program = self.program_of(handle)
+        is_down = handle.client is not None and await ending.shut_down(handle.row, handle.client, program.spared)
         handle.supervisor.cancel()
         faults.point("delete.shim_down")
         if not is_down:
-            await ending.end_all(handle.row, self.program_of(handle), self.config.timeouts.shim_delete_s)
+            await ending.end_all(handle.row, program, self.config.timeouts.shim_delete_s)
         await ending.remove_files(handle.row)
 
     def _answer_from_store(self, handle: Handle) -> "DeleteResponse":

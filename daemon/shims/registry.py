@@ -8,6 +8,7 @@ import trio
 
 from daemon.config import Config
 from daemon.errors import StoreFull, not_found
+from daemon.procfs import Identity
 from daemon.shims import bundle, evidence, launch, recovery
 from daemon.shims.client import earlier
 from daemon.shims.handle import Handle, Health
@@ -42,10 +43,30 @@ class Registry:
 
     def program_of(self, handle: Handle) -> launch.Program:
         """What runs a task's shim: the program recorded at its creation, whatever the configuration says by now."""
-        debug = log.isEnabledFor(logging.DEBUG)
+        row = handle.row
+        is_foreign = launch.is_foreign(row.runtime, row.shim_path)
         return launch.Program(
-            handle.row.shim_path, self.config.grpc_address, self.publish_binary, self.config.shim_socket_dir, debug
+            row.shim_path,
+            self.config.grpc_address,
+            self.publish_binary,
+            self.config.shim_socket_dir,
+            debug=log.isEnabledFor(logging.DEBUG),
+            ttrpc_address=self.config.socket_path if is_foreign else "",
+            spared=self._shims_of_others(handle) if is_foreign else frozenset(),
         )
+
+    def _shims_of_others(self, handle: Handle) -> frozenset[Identity]:
+        """containerd's shim serves several containers when their specs name a group: its end would be theirs."""
+        rows = [other.row for other in self.handles.values() if other is not handle]
+        return frozenset(Identity(row.shim_pid, row.shim_start_ticks) for row in rows if row.shim_pid)
+
+    def sender(self, ns: str, container_id: str, pid: int) -> Handle | None:
+        """The task of that container, if it is its present shim that speaks: a process with this pid."""
+        handle = self.handles.get((ns, container_id))
+        if handle is None:
+            return None
+        known = {handle.row.shim_pid, handle.info.pid if handle.info is not None else 0}
+        return handle if pid in known else None
 
     # --- after a restart of the daemon
 

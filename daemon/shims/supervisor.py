@@ -15,7 +15,7 @@ from daemon import log as logs
 from daemon import procfs
 from daemon.config import Config
 from daemon.errors import unavailable
-from daemon.shims import asking, ending, evidence, found_exits, ingest, launch, recovery
+from daemon.shims import asking, ending, evidence, foreign, found_exits, ingest, launch, recovery
 from daemon.shims.asking import Found
 from daemon.shims.client import ShimClient
 from daemon.shims.handle import Handle, Health
@@ -82,7 +82,7 @@ class Supervisors:
             try:
                 async with open_client(handle.row.address, connect_timeout_s=timeout_s) as raw:
                     client = ShimClient(raw, handle.name)
-                    info = await asking.info_of(client, timeout_s)
+                    info = await asking.info_of(client, handle.row, timeout_s)
                     is_started = True
                     task_status.started(client)
                     await self._serve(handle, client, info)
@@ -203,12 +203,11 @@ class Supervisors:
         incarnation = info.incarnation if info is not None else handle.row.incarnation
         if handle.row.state == STOPPED and self._stored_exit(handle):
             self.on_stopped(handle)
+        follow = foreign.follow if client.is_foreign else ingest.follow
         while True:
             try:
-                await ingest.follow(handle, client, incarnation, self.database, self.on_stopped)
+                await follow(handle, client, incarnation, self.database, self.on_stopped)
             except StatusError as error:
-                if info is None:
-                    break  # no journal to follow: a shim that is not ours
                 # Left unread while the disk was full, or refused: the cursor says where to go on.
                 log.warning("following a shim's journal failed", extra={"reason": error.message})
             if client.raw.is_closed:

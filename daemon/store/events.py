@@ -106,6 +106,15 @@ def last_exit(
     return StoredExit(*row) if row else None
 
 
+def has_exit(connection: sqlite3.Connection, ns: str, container_id: str, exec_id: str, shim_seq: int) -> bool:
+    """Whether an exit of this number is stored, of whichever task of the container."""
+    row = connection.execute(
+        "SELECT 1 FROM exits WHERE ns = ? AND container_id = ? AND exec_id = ? AND shim_seq = ?",
+        (ns, container_id, exec_id, shim_seq),
+    ).fetchone()
+    return row is not None
+
+
 def list_exits(
     connection: sqlite3.Connection, ns: str, container_id: str, exec_id: str | None, limit: int
 ) -> list[StoredExit]:

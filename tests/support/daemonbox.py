@@ -30,6 +30,7 @@ CONTAINERS = "containerd.services.containers.v1.Containers"
 TASKS = "containerd.services.tasks.v1.Tasks"
 SHIMD = "shimd.v1.Shimd"
 RUNTIME = "io.containerd.shimd.v2"
+GO_RUNTIME = "io.containerd.runc.v2"
 NAMESPACE = "default"
 CALL_S = 30.0
 BOOT_S = 20.0
@@ -158,16 +159,22 @@ class DaemonBox:
         return made
 
     def create_container(
-        self, container_id: str, *args: str, labels: Mapping[str, str] | None = None, spec: bytes | None = None
+        self,
+        container_id: str,
+        *args: str,
+        labels: Mapping[str, str] | None = None,
+        spec: bytes | None = None,
+        runtime: str = RUNTIME,
     ) -> Any:
         made = containers.Container(id=container_id, labels=dict(labels or {}))
-        made.runtime.name = RUNTIME
+        made.runtime.name = runtime
         raw = spec if spec is not None else json.dumps(self.spec(container_id, args)).encode()
         made.spec.CopyFrom(wkt.any_of(SPEC_URL, raw))
         return self.call(CONTAINERS, "Create", containers.CreateContainerRequest(container=made))
 
-    def create_task(self, container_id: str, *, log: bool = True) -> int:
-        stdout = f"log://{self.log_file(container_id)}?format=raw" if log else ""
+    def create_task(self, container_id: str, *, log: bool = True, is_foreign: bool = False) -> int:
+        path = self.log_file(container_id)
+        stdout = "" if not log else f"file://{path}" if is_foreign else f"log://{path}?format=raw"
         request = tasks.CreateTaskRequest(container_id=container_id, stdout=stdout, stderr=stdout)
         return self.tasks("Create", request).pid
 
@@ -178,6 +185,15 @@ class DaemonBox:
         """Create and start; returns init's pid."""
         self.create_container(container_id, *args, labels=labels)
         self.create_task(container_id)
+        return self.start_task(container_id)
+
+    def run_foreign(
+        self, container_id: str, *args: str, labels: Mapping[str, str] | None = None, **changes: Any
+    ) -> int:
+        """The same under containerd's own shim."""
+        spec = json.dumps(self.spec(container_id, args, **changes)).encode()
+        self.create_container(container_id, labels=labels, spec=spec, runtime=GO_RUNTIME)
+        self.create_task(container_id, is_foreign=True)
         return self.start_task(container_id)
 
     def add_exec(self, container_id: str, exec_id: str, *args: str) -> None:

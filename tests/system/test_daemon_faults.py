@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 
 from daemon.faults import ARMED, POINTS
-from tests.support.daemonbox import CONTAINERS, NAMESPACE, PROCESS_URL, DaemonBox, restart_labels
+from tests.support.daemonbox import (
+    CONTAINERS,
+    GO_RUNTIME,
+    NAMESPACE,
+    PROCESS_URL,
+    RUNTIME,
+    DaemonBox,
+    restart_labels,
+)
 from tests.support.shimbox import make_process
 from tests.support.waiting import wait_until
 from ttrpc.api import containers, process, tasks, wkt
@@ -17,7 +25,10 @@ from ttrpc.errors import ConnectionLost, StatusError
 from ttrpc.status import Code
 
 RESTART_POINTS = tuple(point for point in POINTS if point.startswith("restart."))
-LIFE_POINTS = tuple(point for point in POINTS if point not in RESTART_POINTS)
+FOREIGN_POINTS = ("foreign.before_commit", "foreign.committed")
+FOLLOW_POINTS = tuple(point for point in POINTS if point.startswith(("ingest.", "exit.")))
+LIFE_POINTS = tuple(point for point in POINTS if point not in (*RESTART_POINTS, *FOREIGN_POINTS))
+FOREIGN_LIFE_POINTS = tuple(point for point in POINTS if point not in (*RESTART_POINTS, *FOLLOW_POINTS))
 
 WHOLE_LIFE = [
     "/tasks/create",
@@ -109,13 +120,31 @@ def test_killed_in_the_middle_of_a_life(point: str) -> None:
         left_of(box)
 
 
-def live_through(client: Client) -> None:
+@pytest.mark.parametrize("point", [point for point in FOREIGN_LIFE_POINTS if not point.startswith("containers.")])
+def test_killed_in_the_middle_of_a_life_under_containerd_s_shim(point: str) -> None:
+    """The same with a shim that is not ours: every exit once. What it could not tell before it was ended, we miss."""
+    with DaemonBox(environ=armed(point)) as box:
+        box.environ.clear()
+        client = Client(box)
+        live_through(client, runtime=GO_RUNTIME)
+        assert client.deaths == 1, f"{point} was never reached"
+        assert sorted((record.exec_id, record.code) for record in box.exits("c1")) == [("", 5), ("e1", 3)]
+        told = box.topics("c1")
+        assert told.count("/tasks/exit") == 2
+        assert all(told.count(topic) <= WHOLE_LIFE.count(topic) for topic in told)
+        left_of(box)
+
+
+def live_through(client: Client, runtime: str = RUNTIME) -> None:
     box = client.box
     args = ("sh", "-c", "while [ ! -e /go ]; do sleep 0.02; done; exit 5")
     client.settle(
-        client.idempotent(lambda: box.create_container("c1", *args), Code.ALREADY_EXISTS), client.has_container
+        client.idempotent(lambda: box.create_container("c1", *args, runtime=runtime), Code.ALREADY_EXISTS),
+        client.has_container,
     )
-    client.settle(lambda: box.create_task("c1"), lambda: client.status() == process.CREATED)
+    client.settle(
+        lambda: box.create_task("c1", is_foreign=runtime != RUNTIME), lambda: client.status() == process.CREATED
+    )
     assert client.status() == process.CREATED
     client.settle(lambda: box.start_task("c1"), lambda: client.status() == process.RUNNING)
     client.settle(lambda: box.tasks("Exec", exec_request()), lambda: client.status("e1") is not None)

@@ -39,6 +39,7 @@ class FakeCall:
     def __init__(self, ns: str = "default") -> None:
         self.metadata = {"containerd-namespace-ttrpc": ns} if ns else {}
         self.deadline = float("inf")
+        self.peer = None
         self.sent: list[object] = []
         self.reads = trio.Event()
         self.reads.set()
@@ -165,6 +166,13 @@ async def test_a_live_subscriber_hears_of_all_namespaces_from_now_on(log: EventL
     assert [told.namespace for told in call.sent] == ["a", "b"]
 
 
+class NoTasks:
+    """A registry that knows no shim: what is forwarded comes from a stranger."""
+
+    def sender(self, ns: str, container_id: str, pid: int) -> None:
+        return None
+
+
 async def test_publish_and_forward_check_what_they_are_given(log: EventLog) -> None:
     """Namespace, topic and timestamp as containerd demands them; a huge event is refused."""
     service = Events(log)
@@ -173,7 +181,7 @@ async def test_publish_and_forward_check_what_they_are_given(log: EventLog) -> N
     good = events_service.Envelope(timestamp=wkt.timestamp(5), namespace="ns", topic="/a/b", event=payload)
     await service.Forward(events_service.ForwardRequest(envelope=good), FakeCall(""))
     told = forward.Envelope(timestamp=wkt.timestamp(6), namespace="ns", topic="/a/c", event=payload)
-    await ShimEvents(log).Forward(forward.ForwardRequest(envelope=told), FakeCall(""))
+    await ShimEvents(log, NoTasks()).Forward(forward.ForwardRequest(envelope=told), FakeCall(""))
     stored = log.database.read(lambda connection: table.page(connection, 0, 10))
     assert [(event.ns, event.topic, event.at_ns > 0) for event in stored] == [
         ("default", "/my/topic", True),
