@@ -88,13 +88,18 @@ def open_play(runtime: str, *, is_recorded: bool) -> Iterator[Play]:
             raise
 
 
+def worth_reading(log: str) -> list[str]:
+    """The last lines of containerd's log without its start-up."""
+    return [line for line in log.splitlines() if "loading plugin" not in line and "skip loading" not in line][-40:]
+
+
 def told_about(play: Play, runtime: str) -> str:
     """What helps to understand a play that broke."""
     parts = [f"on {runtime}", "notes:", *(f"  {label}: {value}" for label, value in play.notes)]
     parts += ["events:", *(f"  {line}" for line in play.events.lines())]
-    parts += ["left:", f"  {play.box.leftovers()}", "containerd's log:", play.box.log()[-3000:]]
+    parts += ["left:", f"  {play.box.leftovers()}", "containerd's log:", *worth_reading(play.box.log())]
     if play.recorder is not None:
-        parts += ["transcript:", play.recorder.text()]
+        parts += [f"connections to nobody: {play.recorder.refused}", "transcript:", play.recorder.text()]
     return "\n".join(parts)
 
 
