@@ -122,6 +122,7 @@ class ContainerdBox:
         path_first: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
         level: str = "info",
+        config: str = CONFIG,
     ) -> None:
         self.folder = folder
         self.namespace = namespace
@@ -134,10 +135,13 @@ class ContainerdBox:
         self.env = os.environ | {BOX_MARK: folder} | dict(env or {})
         # A keeper of the box's own: it serves whoever finds it, and would outlive the box.
         self.keeper_cgroup = f"{namespace}.shimd-keeper"
-        self.env |= {"SHIMD_KEEPER": os.environ.get("SHIMD_KEEPER") or os.path.join(folder, "k"), "SHIMD_KEEPER_CGROUP": self.keeper_cgroup}
+        self.env |= {
+            "SHIMD_KEEPER": os.environ.get("SHIMD_KEEPER") or os.path.join(folder, "k"),
+            "SHIMD_KEEPER_CGROUP": self.keeper_cgroup,
+        }
         self.env["PATH"] = os.pathsep.join([*path_first, our_shim_folder(), os.environ.get("PATH", os.defpath)])
         with open(os.path.join(folder, "config.toml"), "w", encoding="utf-8") as file:
-            file.write(CONFIG.format(folder=folder, address=self.address, level=level))
+            file.write(config.format(folder=folder, address=self.address, level=level))
         if not os.path.exists(self.rootfs):
             make_rootfs(self.rootfs)
 

@@ -6,19 +6,20 @@ import json
 import os
 import platform
 import tarfile
+from collections.abc import Sequence
 
 NAME = "localhost/busybox:1"
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
-def write_image(path: str, rootfs: str) -> None:
+def write_image(path: str, rootfs: str, *, name: str = NAME, command: Sequence[str] = ("/bin/sh",)) -> None:
     """Write the image whose one layer is the folder `rootfs`."""
     layer = tar_of(rootfs)
     config = as_json(
         {
             "architecture": ARCHITECTURES.get(platform.machine(), platform.machine()),
             "os": "linux",
-            "config": {"Env": ["PATH=/bin", "FROM=the-image"], "Cmd": ["/bin/sh"], "WorkingDir": "/tmp"},
+            "config": {"Env": ["PATH=/bin", "FROM=the-image"], "Cmd": list(command), "WorkingDir": "/tmp"},
             "rootfs": {"type": "layers", "diff_ids": [digest(layer)]},
         }
     )
@@ -31,7 +32,7 @@ def write_image(path: str, rootfs: str) -> None:
         }
     )
     entry = descriptor("application/vnd.oci.image.manifest.v1+json", manifest)
-    entry["annotations"] = {"io.containerd.image.name": NAME}
+    entry["annotations"] = {"io.containerd.image.name": name}
     files = {f"blobs/sha256/{digest(blob)[7:]}": blob for blob in (layer, config, manifest)}
     files["oci-layout"] = as_json({"imageLayoutVersion": "1.0.0"})
     files["index.json"] = as_json({"schemaVersion": 2, "manifests": [entry]})
