@@ -196,7 +196,8 @@ class LoopConnection:
         if not unsent and (self._ending or (self._at_eof and not self.calls)):
             self.lose()
             return
-        mask = select.EPOLLOUT if unsent else 0
+        # A write for one call may have emptied the queue that another waits for: it is told when the loop comes back.
+        mask = select.EPOLLOUT if unsent or self._draining else 0
         if not self._at_eof and not self._ending and unsent <= HIGH_WATER_BYTES and not self._is_held():
             mask |= select.EPOLLIN
         if mask != self._mask:

@@ -1,5 +1,6 @@
 """The poll-loop server turn by turn: no threads, the test runs the loop."""
 
+import contextlib
 import os
 import resource
 import select
@@ -17,7 +18,7 @@ from tests.support.waiting import wait_until
 from ttrpc.api import task, wkt
 from ttrpc.errors import LocalMisuse, StatusError
 from ttrpc.loopdriver import LoopServer
-from ttrpc.outbox import HIGH_WATER_BYTES
+from ttrpc.outbox import HIGH_WATER_BYTES, LOW_WATER_BYTES
 from ttrpc.server_call import ServerCall
 from ttrpc.service import Registry, find_method
 from ttrpc.status import Code
@@ -258,6 +259,32 @@ def test_a_sender_is_told_to_wait_and_when_to_go_on(bench: Bench, caller: RawCal
     assert drained[0] < HIGH_WATER_BYTES
     call.finish()
     wait_until(lambda: (hear(), heard == sent + 1)[1], what="all messages and the end")
+
+
+def test_a_sender_is_told_to_go_on_when_the_answer_of_another_call_emptied_the_queue(
+    bench: Bench, caller: RawCaller
+) -> None:
+    other = ask(caller, bench, "Say")
+    call, drained = ask(caller, bench, "Count"), []
+    call.on_drain = lambda: drained.append(True)
+    while call.send(Text(data=bytes(1 << 16))):
+        pass
+    caller.socket.setblocking(False)
+
+    def empty_the_socket() -> None:
+        with contextlib.suppress(BlockingIOError):
+            while caller.socket.recv(1 << 20):
+                pass
+
+    while bench.server.unsent_bytes > (HIGH_WATER_BYTES + LOW_WATER_BYTES) // 2:
+        empty_the_socket()
+        bench.loop.run_once(0)
+    assert drained == []
+    empty_the_socket()
+    other.reply(Text())
+    assert bench.server.unsent_bytes == 0
+
+    bench.run_until(lambda: drained, "the drain")
 
 
 def test_a_callers_death_is_told_once_and_answers_are_dropped(bench: Bench, caller: RawCaller) -> None:
