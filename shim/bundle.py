@@ -159,7 +159,10 @@ class Bundle:
     def make_directories(self) -> None:
         """The directories of ours that everything else may count on."""
         for path in (self.io_dir, self.exits_dir, self.execs_dir):
-            os.makedirs(path, mode=0o700, exist_ok=True)
+            try:
+                os.mkdir(path, 0o700)
+            except FileExistsError:
+                pass
 
     def read_spec(self) -> "dict[str, Any]":
         """config.json, as far as it is JSON at all; runc judges the rest.

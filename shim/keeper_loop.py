@@ -8,8 +8,8 @@ import time
 
 from shim import kernel
 from shim.keeper_exits import Orphans
-from shim.keeper_peer import World
-from shim.keeper_wire import BadRequest, pack_answer, unpack_request
+from shim.keeper_template import MESSAGE_MAX_BYTES, Template, fork_template
+from shim.keeper_wire import pack_answer, unpack_birth
 from shim.launch import REFUSED, STALE
 from shim.loop import READ, Loop
 from shim.reaper import wait_status
@@ -20,27 +20,18 @@ from ttrpc.peer import check_peer
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from shim.keeper_code import Edition
-    from shim.keeper_wire import Request
+    from shim.keeper_peer import World
     from shim.loop import Timer
 
-HANDLED = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT)
 # A client sends its request as soon as it is connected; this many may be in between, each for so long.
 CLIENTS_MAX, REQUEST_S = 64, 5.0
-REQUEST_MAX_BYTES = 1 << 20
 ACCEPTS_PER_TURN = 16
 NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 NO_ROOM_S = 0.1
 # How often a keeper looks whether it can still be reached, and how long one with a younger sibling waits to be asked.
 LOOK_S, UNUSED_S = 60.0, 600.0
-
-
-class Forked(BaseException):
-    """Thrown through the loop of a child: from here on this process is no keeper."""
-
-    def __init__(self, request: "Request", connection: socket.socket, peer_pid: int) -> None:
-        self.request = request
-        self.connection = connection
-        self.peer_pid = peer_pid
+# After a template died: one that dies of its rehearsal is not to keep us busy.
+AGAIN_S = 60.0
 
 
 class Keeper:
@@ -49,13 +40,13 @@ class Keeper:
     A keeper that is `retiring` forks no more, and ends with its last child.
     """
 
-    def __init__(self, listener_fd: int, path: str, edition: "Edition") -> None:
-        kernel.become_subreaper()
+    def __init__(self, listener_fd: int, path: str, edition: "Edition", world: "World", log: ShimLog) -> None:
         kernel.name_process("shimd-keeper", f"shimd-keeper {path}")
         self.path = path
         self.edition = edition
-        self.log = ShimLog(os.path.dirname(path), f"keeper-{os.getpid()}", name="keeper.log")
-        self.world = World("self")
+        self.log = log
+        self.world = world
+        self.templates: dict[int, Template] = {}
         self.orphans = Orphans(kernel.boot_id())
         self.shims: dict[int, str] = {}
         self.clients: dict[socket.socket, Timer] = {}
@@ -71,10 +62,13 @@ class Keeper:
             self.loop, {signal.SIGCHLD: self.reap, signal.SIGTERM: self._told_to_end, signal.SIGINT: self._told_to_end}
         )
         self.loop.register(self.listener.fileno(), READ, self._accept)
+        self.template = self._make_template()
+        self.better: Template | None = None  # one that rehearses, and takes over then
+        self.loop.call_soon(self._improve)
         self.loop.call_later(LOOK_S, self._look)
 
     def run(self) -> None:
-        """Blocks: until told to end, or no longer wanted. Raises: Forked, in a child."""
+        """Blocks: until told to end, or no longer wanted."""
         self.loop.run()
 
     # --- requests
@@ -117,7 +111,7 @@ class Keeper:
 
     def _read(self, connection: socket.socket) -> None:
         try:
-            message = connection.recv(REQUEST_MAX_BYTES)
+            message = connection.recv(MESSAGE_MAX_BYTES)
         except BlockingIOError:
             return
         except OSError:
@@ -128,10 +122,10 @@ class Keeper:
         connection.close()
 
     def _serve(self, message: bytes, connection: socket.socket) -> None:
-        """Fork a shim, or say why not. Raises: Forked, in the child, which answers by itself."""
+        """Have the template fork a shim, which answers by itself; or say why not."""
         self.asked_at_s = time.monotonic()
         try:
-            peer = check_peer(connection)
+            check_peer(connection)
         except OSError as error:
             self.log.warning(str(error))
             return
@@ -140,29 +134,61 @@ class Keeper:
             self._retire(f"{changed} has changed")
         try:
             if self.is_retiring:
-                answer = pack_answer(STALE, "it is out of date")
-            else:
-                self._fork(unpack_request(message), connection, peer.pid)
+                connection.send(pack_answer(STALE, "it is out of date"))
                 return
-        except (BadRequest, OSError) as error:
-            answer = pack_answer(REFUSED, str(error))
-        try:
-            connection.send(answer)
+            try:
+                self.template.take(message, connection)
+            except OSError as error:
+                connection.send(pack_answer(REFUSED, f"its template does not take the request: {error.strerror}"))
         except OSError:
             pass  # it gave up
 
-    def _fork(self, request: "Request", connection: socket.socket, peer_pid: int) -> None:
-        """Raises: Forked in the child; OSError when there is no room for one more process."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)  # none may run a handler of ours in the child
-        pid = -1
+    # --- templates
+
+    def _make_template(self, *, rehearse_in: str = "") -> Template:
+        """Raises: OSError when there is no room for one more process."""
+        template = fork_template(self.world, rehearse_in=rehearse_in)
+        self.templates[template.pid] = template
+        self.loop.register(template.channel.fileno(), READ, lambda _mask: self._hear(template))
+        return template
+
+    def _improve(self) -> None:
+        """Have a template rehearse beside the one that works already."""
+        if not self.is_retiring and self.better is None:
+            try:
+                self.better = self._make_template(rehearse_in=os.path.dirname(self.path))
+            except OSError as error:
+                self.log.warning(f"no rehearsal: {error}")
+
+    def _hear(self, template: Template) -> None:
+        """Births, from the shims' helpers, and that a template is ready; the end when neither can come any more."""
         try:
-            pid = os.fork()
-        finally:
-            if pid != 0:
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
-        if pid == 0:
-            raise Forked(request, connection, peer_pid)
-        self.shims[pid] = request.cwd
+            message = template.channel.recv(MESSAGE_MAX_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            message = b""
+        if not message:
+            self.loop.unregister(template.channel.fileno())
+            template.channel.close()
+            return
+        pid, text = unpack_birth(message)
+        if pid:
+            self.shims[pid] = text
+        elif template is self.better:
+            self.log.info(f"template {template.pid} is ready: {text}")
+            self.template.dismiss()
+            self.template, self.better = template, None
+
+    def _template_ended(self, template: Template, status: int) -> None:
+        """Nothing is lost, but there has to be another when it was the one in use."""
+        if template is self.better:
+            self.better = None
+            self.log.warning(f"template {template.pid} ended with wait status {status} while it rehearsed")
+        elif template is self.template and not self.is_retiring:
+            self.log.warning(f"template {template.pid} ended with wait status {status}: making another")
+            self.template = self._make_template()
+            self.loop.call_later(AGAIN_S, self._improve)
 
     # --- children
 
@@ -175,9 +201,11 @@ class Keeper:
                 if status != 0:
                     self.log.warning(f"shim {pid} of {bundle} ended with wait status {status}")
                 self.orphans.expect(pid, bundle)
-            else:
+            elif pid not in self.templates:
                 self._note(pid, status)
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
+            if pid in self.templates:
+                self._template_ended(self.templates.pop(pid), status)
         self._end_if_done()
 
     def _next_ended(self) -> "tuple[int, int] | None":
@@ -212,6 +240,8 @@ class Keeper:
             self.log.info(f"retiring with {len(self.shims)} shims: {why}")
             self.is_retiring = True
             self.unlink()
+            for template in self.templates.values():
+                template.dismiss()
             self.loop.call_soon(self._end_if_done)
 
     def _end_if_done(self) -> None:
@@ -224,7 +254,7 @@ class Keeper:
         self.loop.call_later(LOOK_S, self._look)
         if inode_of(self.path) != self.inode:
             self._retire("its socket is gone, or another's")
-        elif time.monotonic() - self.asked_at_s > UNUSED_S and not has_children():
+        elif time.monotonic() - self.asked_at_s > UNUSED_S and children() <= self.templates.keys():
             younger = younger_sibling(self.path)
             if younger:
                 self._retire(f"unused since {younger} is there")
@@ -234,18 +264,21 @@ class Keeper:
         if self.inode is not None and inode_of(self.path) == self.inode:
             os.unlink(self.path)
 
-    def let_go(self) -> None:
-        """Close everything in a child, where all of it is the parent's business."""
+    def close(self) -> None:
+        self.unlink()
+        self.wakeup.close()
         self.listener.close()
+        for template in self.templates.values():
+            template.channel.close()
         for connection in self.clients:
             connection.close()
         self.loop.close()
         self.log.close()
 
-    def close(self) -> None:
-        self.unlink()
-        self.wakeup.close()
-        self.let_go()
+
+def open_log(path: str) -> ShimLog:
+    """The log of the keepers of one directory."""
+    return ShimLog(os.path.dirname(path), f"keeper-{os.getpid()}", name="keeper.log")
 
 
 def has_children() -> bool:
@@ -255,6 +288,15 @@ def has_children() -> bool:
     except ChildProcessError:
         return False
     return True
+
+
+def children() -> "set[int]":
+    """Our children, zombies among them. Source: proc_pid_task_tid_children(5), CONFIG_PROC_CHILDREN."""
+    try:
+        with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:
+            return {int(pid) for pid in file.read().split()}
+    except OSError:
+        return {0}  # nobody knows: somebody
 
 
 def inode_of(path: str) -> "tuple[int, int] | None":

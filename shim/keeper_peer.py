@@ -55,25 +55,24 @@ def _words(line: bytes) -> str:
     return " ".join(line.decode().split())
 
 
-def take_over_manners(pid: int) -> None:
-    """Give this process the limits, scheduling and file mode mask of another: what fork and exec pass on.
+def pass_on_manners(giver: int, taker: int) -> None:
+    """Give one process the limits and the scheduling of another: what fork and exec would have passed on.
 
-    Raises: OSError, ValueError when that is not allowed; ProcessLookupError when the other is gone.
+    Raises: OSError, ValueError when that is not allowed; ProcessLookupError when one is gone.
     """
     for limit in LIMITS:
-        wanted = resource.prlimit(pid, limit)
-        if resource.getrlimit(limit) != wanted:
-            resource.setrlimit(limit, wanted)
-    policy = os.sched_getscheduler(pid)
-    if policy != os.sched_getscheduler(0):
-        os.sched_setscheduler(0, policy, os.sched_getparam(pid))
-    nice = os.getpriority(os.PRIO_PROCESS, pid)
-    if nice != os.getpriority(os.PRIO_PROCESS, 0):
-        os.setpriority(os.PRIO_PROCESS, 0, nice)
-    processors = os.sched_getaffinity(pid)
-    if processors != os.sched_getaffinity(0):
-        os.sched_setaffinity(0, processors)
-    os.umask(file_mode_mask(pid))
+        wanted = resource.prlimit(giver, limit)
+        if resource.prlimit(taker, limit) != wanted:
+            resource.prlimit(taker, limit, wanted)
+    policy = os.sched_getscheduler(giver)
+    if policy != os.sched_getscheduler(taker):
+        os.sched_setscheduler(taker, policy, os.sched_getparam(giver))
+    nice = os.getpriority(os.PRIO_PROCESS, giver)
+    if nice != os.getpriority(os.PRIO_PROCESS, taker):
+        os.setpriority(os.PRIO_PROCESS, taker, nice)
+    processors = os.sched_getaffinity(giver)
+    if processors != os.sched_getaffinity(taker):
+        os.sched_setaffinity(taker, processors)
 
 
 def file_mode_mask(pid: int) -> int:

@@ -1,5 +1,6 @@
 """Signals as events of the loop: the C handler writes the number into a pipe, the loop calls back."""
 
+import _signal  # type: ignore[import-not-found]  # what `signal` puts around it is 0.1 MB of memory in each shim
 import os
 import signal
 
@@ -22,7 +23,7 @@ class Wakeup:
         # A full pipe loses no signal that matters: SIGCHLD asks for every child that ended, however many.
         signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
         for signum in handlers:
-            signal.signal(signum, _noted)
+            _signal.signal(signum, _noted)
         loop.register(self._read_fd, READ, self._on_ready)
 
     def _on_ready(self, _mask: int) -> None:

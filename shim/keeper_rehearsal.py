@@ -1,0 +1,222 @@
+"""The life of a container played through in the keeper, so that its shims find their code as a long life leaves it.
+
+CPython writes into code it runs for the first times: counters, specialised instructions, caches of types and dicts.
+Each page it writes to is a shim's own from then on. Played through before the template is forked, these pages stay
+shared. What remains is reference counts; bench/keeper.py says what is saved.
+
+On the stage no runtime is run: every call of it succeeds at once, and leaves a child of ours that waits for its pipe to
+be closed. There is no cgroup, nobody is signalled, and nothing is written but in the stage's folder.
+"""
+
+import json
+import os
+import shutil
+import socket
+import time
+
+from shim.params import Params
+from shim.serve import Shim
+from shim.shimlog import ShimLog
+from shim.shimservice import SERVICE
+from shim.steps import Signal
+from ttrpc.api import runc, shim, task, wkt
+from ttrpc.connection import CALLER, Connection
+from ttrpc.service import find_method
+from ttrpc.wire_events import MessageReceived, ResponseReceived
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+    from shim.steps import Spawn
+    from ttrpc.wire_events import Event
+
+TASK = "containerd.task.v2.Task"
+ID = "rehearsal"
+# Code is specialised after it ran eight times; what runs once in a life needs as many lives.
+LIVES = 10
+MEMORY = "/dev/shm"  # noqa: S108 - a life is mostly waiting for the disk elsewhere; the folder made in it is ours alone
+STEP_S = 2.0
+NO_PID = 1 << 23  # above any pid there can be (PID_MAX_LIMIT is 2^22)
+PROCESS_URL = "types.containerd.io/opencontainers/runtime-spec/1/Process"
+PROCESS = {"args": ["true"], "cwd": "/", "env": ["PATH=/bin"]}
+SPEC = {"ociVersion": "1.0.2", "process": PROCESS, "linux": {"namespaces": [{"type": "pid"}]}}
+OUTPUT = b"a line of output\nand another one\n" * 4
+
+
+def rehearse_in_memory(folder: str) -> str:
+    """Rehearse, in a file system in memory where there is one; what came of it, for the log. Never fails."""
+    lives = os.environ.get("SHIMD_KEEPER_LIVES", "")
+    count = int(lives) if lives.isdigit() else LIVES
+    parent = MEMORY if os.access(MEMORY, os.W_OK | os.X_OK) else folder
+    path = os.path.join(parent, f"shimd-rehearsal-{os.getpid()}")
+    started = time.monotonic()
+    try:
+        os.mkdir(path, 0o700)
+        rehearse(path, count)
+    except Exception as error:  # noqa: BLE001 - shims only share less
+        return f"the rehearsal failed: {type(error).__name__}: {error}"
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+    return f"{count} lives rehearsed in {(time.monotonic() - started) * 1000:.0f} ms"
+
+
+def rehearse(folder: str, lives: int) -> None:
+    """Play lives through. Blocks: some milliseconds for each. Raises: whatever goes wrong on the stage."""
+    for number in range(lives):
+        stage = Stage(os.path.join(folder, str(number)))
+        try:
+            stage.play(with_fifos=bool(number % 2))
+        finally:
+            stage.close()
+
+
+class Stage:
+    """Owns one shim on a bundle of its own, its only client, and the processes it takes for the container's."""
+
+    def __init__(self, bundle: str) -> None:
+        os.mkdir(bundle, 0o700)
+        with open(os.path.join(bundle, "config.json"), "w", encoding="utf-8") as file:
+            json.dump(SPEC, file)
+        self.bundle = bundle
+        path = os.path.join(bundle, "socket")
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        listener.bind(path)
+        listener.listen(1)
+        params = Params(namespace=ID, id=ID, bundle=bundle, socket_path=path, environment={"PATH": "/bin"})
+        self.shim = Shim(listener.detach(), params, ShimLog(bundle, ID))
+        self.shim.parts.find_cgroup = _no_cgroup
+        self.shim.reaper.start = self._run_runtime  # type: ignore[method-assign]  # the stage plays the runtime
+        self.runs = 0
+        self.connection = Connection(CALLER)
+        self.client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        self.client.connect(path)
+        self.client.setblocking(False)
+        self.answers: dict[int, bytes] = {}
+        self.ends: list[int] = []
+
+    # --- the runtime
+
+    def _run_runtime(self, step: "Spawn") -> int:
+        """A call that has succeeded already, and did what runc does: a pid file, a process that writes."""
+        self.runs += 1
+        pid = NO_PID + self.runs
+        ended = Signal()
+        ended.fire(0)
+        self.shim.reaper._unasked[pid] = ended
+        if "--pid-file" in step.argv:
+            with open(step.argv[step.argv.index("--pid-file") + 1], "w", encoding="ascii") as file:
+                file.write(str(self._make_process()))
+            for fd in step.stdio[1:]:
+                if fd is not None:
+                    os.write(fd, OUTPUT)
+        return pid
+
+    def _make_process(self) -> int:
+        read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
+        pid = os.fork()
+        if pid == 0:
+            for fd in (write_fd, *self.ends):
+                os.close(fd)
+            os.read(read_fd, 1)
+            os._exit(0)
+        os.close(read_fd)
+        self.ends.append(write_fd)
+        return pid
+
+    def end_process(self) -> None:
+        """Let the newest process exit."""
+        os.close(self.ends.pop())
+
+    # --- the client
+
+    def begin(self, method: str, request: "Message", service: str = TASK) -> int:
+        found = find_method(service, method)
+        stream_id, data = self.connection.send_request(found.shape, found.prefix, request.SerializeToString())
+        self.client.send(data)
+        return stream_id
+
+    def settle(self, stream_id: int) -> bytes:
+        """Run the shim until this call is answered. Raises: TimeoutError, OSError for an answer that is an error."""
+        deadline = time.monotonic() + STEP_S
+        while stream_id not in self.answers:
+            if time.monotonic() > deadline:
+                raise TimeoutError("the shim does not answer")
+            self.shim.loop.run_once(0.01)
+            try:
+                events = self.connection.receive_bytes(self.client.recv(65536))
+            except BlockingIOError:
+                continue
+            for event in events:
+                self._take(event)
+        return self.answers.pop(stream_id)
+
+    def _take(self, event: "Event") -> None:
+        if isinstance(event, ResponseReceived):
+            if event.status is not None:
+                raise OSError(f"the shim answers {event.status}")
+            self.answers[event.stream_id] = event.payload or b""
+        elif isinstance(event, MessageReceived):
+            self.answers[event.stream_id] = event.payload
+
+    def call(self, method: str, request: "Message", service: str = TASK) -> bytes:
+        return self.settle(self.begin(method, request, service))
+
+    # --- the play
+
+    def play(self, *, with_fifos: bool) -> None:
+        """Create to Shutdown: with containerd's FIFOs and no follower, or with a log file and our daemon following."""
+        stdout, stderr, readers = self._open_output(with_fifos)
+        options = wkt.pack(runc.Options(root=self.bundle))
+        create = task.CreateTaskRequest(id=ID, bundle=self.bundle, stdout=stdout, stderr=stderr, options=options)
+        follows = self.begin("Follow", shim.FollowRequest(), SERVICE)
+        self.call("Create", create)
+        self.call("State", task.StateRequest(id=ID))
+        self.call("Connect", task.ConnectRequest(id=ID))
+        self.call("Info", shim.InfoRequest(), SERVICE)
+        waits = self.begin("Wait", task.WaitRequest(id=ID))
+        self.call("Start", task.StartRequest(id=ID))
+        for exec_id in ("e1", "e2"):
+            self._play_exec(exec_id, stdout if with_fifos else "")
+        self.end_process()
+        self.settle(waits)
+        self.settle(follows)
+        self.call("Delete", task.DeleteRequest(id=ID))
+        self._acknowledge()
+        self.call("Shutdown", task.ShutdownRequest(id=ID))
+        for fd in readers:
+            os.close(fd)
+
+    def _play_exec(self, exec_id: str, stdout: str) -> None:
+        spec = wkt.any_of(PROCESS_URL, json.dumps(PROCESS).encode())
+        self.call("Exec", task.ExecProcessRequest(id=ID, exec_id=exec_id, stdout=stdout, spec=spec))
+        waits = self.begin("Wait", task.WaitRequest(id=ID, exec_id=exec_id))
+        self.call("Start", task.StartRequest(id=ID, exec_id=exec_id))
+        self.call("State", task.StateRequest(id=ID, exec_id=exec_id))
+        self.end_process()
+        self.settle(waits)
+        self.call("Delete", task.DeleteRequest(id=ID, exec_id=exec_id))
+        self._acknowledge()
+
+    def _acknowledge(self) -> None:
+        self.call("Ack", shim.AckRequest(seq=self.shim.parts.journal.last_seq), SERVICE)
+
+    def _open_output(self, with_fifos: bool) -> "tuple[str, str, list[int]]":
+        """Where the container writes, and the fds that read there."""
+        if not with_fifos:
+            log = f"log://{self.bundle}/output?format=json&max-size=1000000&max-files=3"
+            return log, log, []
+        paths = [os.path.join(self.bundle, name) for name in ("stdout", "stderr")]
+        for path in paths:
+            os.mkfifo(path, 0o600)
+        return paths[0], paths[1], [os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC) for path in paths]
+
+    def close(self) -> None:
+        while self.ends:
+            self.end_process()
+        self.client.close()
+        self.shim.close()
+
+
+def _no_cgroup(_pid: int) -> object:
+    raise FileNotFoundError("there is no cgroup on the stage")
