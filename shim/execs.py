@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def add(container: "Container", exec_id: str, io: "StdioRequest", spec: bytes) -> None:
     """Register an exec: its id is taken, its streams are open (so a client can attach first), nothing runs yet.
 
-    Raises: AlreadyExists; UNKNOWN unless the container runs; InvalidArgument for a process nobody could run.
+    Raises: AlreadyExists; UNKNOWN unless the container is created or runs; InvalidArgument for a process nobody could run.
     """
     container.require("exec")
     if exec_id == container.id:
@@ -65,7 +65,7 @@ def start(container: "Container", process: Process) -> "Handler":
 
     Raises: FailedPrecondition after init's exit, UNKNOWN in the wrong state or with runc's words.
     """
-    if container.init.reaped or container.state not in (RUNNING, PAUSED):
+    if container.init.reaped or container.state not in (CREATED, RUNNING, PAUSED):
         raise failed_precondition(f"container {container.id} init process is not running")
     if container.state == PAUSED or container.is_pausing:
         raise unknown("cannot start an exec in a paused container")

@@ -24,11 +24,11 @@ TRANSITIONS = {
     DELETED: {},
 }
 
-# Which requests a state allows. Delete of CREATED kills first.
+# Which requests a state allows. Delete of CREATED kills first; its namespaces are there already, so execs run in them.
 REQUESTS = {
     "start": (CREATED,),
     "kill": (CREATED, RUNNING, PAUSED),
-    "exec": (RUNNING,),
+    "exec": (CREATED, RUNNING),
     "pause": (RUNNING,),
     "resume": (PAUSED,),
     "update": (CREATED, RUNNING, PAUSED),

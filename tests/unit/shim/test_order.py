@@ -362,10 +362,18 @@ def test_signal_for_everyone_is_sent_once_to_each(stage: Stage) -> None:
     container = started(stage)
     stage.ask(container.kill(container.init, 15, True))
     assert (stage.signalled, stage.signalled_all) == ([], [15])
+
+
+def test_signal_for_everyone_reaches_who_is_left_behind(stage: Stage) -> None:
+    """Init is dead, and a signal for it alone is refused; others may live on in its cgroup."""
+    container = started(stage)
     stage.dies(INIT)
 
+    stage.ask(container.kill(container.init, 9, True)).result()
+
+    assert stage.signalled_all == [9]
     with pytest.raises(StatusError, match="process already finished"):
-        stage.ask(container.kill(container.init, 15, True)).result()
+        stage.ask(container.kill(container.init, 9, False)).result()
 
 
 # --- pause
