@@ -12,22 +12,31 @@ REPLAY_BYTES = 4096  # enough to see the prompt or the last lines
 
 def attach(args: argparse.Namespace) -> int:
     """`shimctl attach`."""
-    from daemon.ctl import foreground, resume
+    from daemon.ctl import compose, foreground, labels, resume
     from daemon.ctl.client import open_daemon, say, say_apart
-    from daemon.ctl.session import CUT, DETACHED, ENDED, FORCED, READER_GONE
+    from daemon.ctl.fifos import Fifos, are_there
+    from daemon.ctl.pump import CUT, DETACHED, ENDED, FORCED, READER_GONE
     from ttrpc.api import process
 
     with open_daemon(args) as daemon:
         name = args.id
-        resume.require_container(daemon, name)
+        record = resume.require_container(daemon, name)
         found = resume.find_task(daemon, name, args.exec_id)
         if found is None or found.status == process.STOPPED:
             raise CtlError(
                 f"{args.exec_id or name} is not running", hint=f"shimctl logs {name}, shimctl start -a {name}"
             )
-        takes_input = found.stdin == "attach:" and not args.no_stdin
+        is_foreign = compose.is_foreign(record.runtime)
+        takes_input = (bool(found.stdin) if is_foreign else found.stdin == "attach:") and not args.no_stdin
         if found.terminal and takes_input and not os.isatty(0):
             takes_input = False
+        fifos = None
+        if is_foreign:
+            stdin = found.stdin if takes_input else ""
+            stdio = labels.Stdio(stdin, found.stdout, found.stderr, terminal=found.terminal)
+            if not are_there(stdio):
+                raise CtlError(f"{args.exec_id or name} has nothing to attach to", hint=f"shimctl logs -f {name}")
+            fifos = Fifos.of(stdio)
         replay = 0 if args.no_replay else REPLAY_BYTES
         while True:
             with foreground.attach(
@@ -40,6 +49,7 @@ def attach(args: argparse.Namespace) -> int:
                 backpressure=False,
                 forward_signals=args.sig_proxy,
                 replay_bytes=replay,
+                fifos=fifos,
             ) as session:
                 session.open()
                 ending = foreground.pump(session)

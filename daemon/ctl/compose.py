@@ -191,19 +191,46 @@ def build_stdio(args: "argparse.Namespace", container_id: str, root_dir: str, *,
     """Where the streams of a command line's container go. Source: the stdio URIs of SHIM.md."""
     stdin = "attach:" if args.interactive else ""
     options = parse_log_options(args.log_opt)
+    if is_foreign(runtime_of(args.runtime)):
+        return _foreign_stdio(args, container_id, root_dir, terminal=terminal)
     if args.log_driver == "none":
         if options:
             raise UsageError("--log-opt has nothing to act on with --log-driver none")
         return labels.Stdio(stdin, "attach:", "" if terminal else "attach:", terminal=terminal)
     form = "raw" if args.log_driver == "raw" else "json"
     query = "&".join([f"format={form}", *(f"{name}={value}" for name, value in options.items())])
+    uri = f"log://{_log_path(args, container_id, root_dir)}?{query}"
+    return labels.Stdio(stdin, uri, "" if terminal else uri, terminal=terminal)
+
+
+def _log_path(args: "argparse.Namespace", container_id: str, root_dir: str) -> str:
     path = f"{root_dir}/logs/{args.namespace}/{container_id}/container.log"
     if not path.replace("/", "").replace("-", "").replace("_", "").replace(".", "").isalnum():
         from urllib.parse import quote
 
         path = quote(path)
-    uri = f"log://{path}?{query}"
-    return labels.Stdio(stdin, uri, "" if terminal else uri, terminal=terminal)
+    return path
+
+
+def _foreign_stdio(args: "argparse.Namespace", container_id: str, root_dir: str, *, terminal: bool) -> labels.Stdio:
+    """For a shim that is not ours: a plain file it appends to while nobody stays with the container.
+
+    Raises: UsageError for what only our shim can do.
+    """
+    is_detached = getattr(args, "detach", True)
+    if args.log_opt:
+        raise UsageError("--log-opt needs shimd's own runtime: another's shim does not rotate logs")
+    if is_detached and (args.interactive or terminal):
+        raise UsageError(
+            "-i and -t in the background need shimd's own runtime: with another somebody must hold the streams",
+            hint="leave out -d, or --runtime",
+        )
+    if not is_detached and args.restart != "no":
+        raise UsageError("--restart needs -d with a runtime that is not shimd's: its streams end with us")
+    stdin = "attach:" if args.interactive else ""
+    uri = f"file://{_log_path(args, container_id, root_dir)}" if args.log_driver != "none" and not terminal else ""
+    out = uri or "attach:"
+    return labels.Stdio(stdin, out, "" if terminal else out, terminal=terminal)
 
 
 def build_labels(args: "argparse.Namespace", stdio: labels.Stdio, request: str) -> dict[str, str]:
@@ -218,7 +245,7 @@ def build_labels(args: "argparse.Namespace", stdio: labels.Stdio, request: str) 
     if policy != "no":
         made[labels.RESTART_POLICY] = policy
         made[labels.RESTART_STATUS] = "running"
-        if stdio.stdout.startswith("log:"):
+        if stdio.log_path:
             made[labels.RESTART_LOG_URI] = stdio.stdout
     if getattr(args, "remove", False):
         made[labels.AUTO_REMOVE] = "true"
@@ -234,6 +261,11 @@ def runtime_of(text: str | None) -> "containers.Container.Runtime":
         return containers.Container.Runtime(name=text)
     program = os.path.abspath(text) if "/" in text else text
     return containers.Container.Runtime(name=DEFAULT_RUNTIME, options=wkt.pack(runc.Options(binary_name=program)))
+
+
+def is_foreign(runtime: "containers.Container.Runtime") -> bool:
+    """Whether a runtime's shim may be one that is not ours: then only what every shim of containerd's knows is used."""
+    return bool(runtime.name != DEFAULT_RUNTIME)
 
 
 def container_record(

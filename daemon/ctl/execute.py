@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from typing import Any, Protocol
 
     from daemon.ctl.client import Daemon
-    from daemon.ctl.session import Ending, Session
+    from daemon.ctl.fifos import Fifos
+    from daemon.ctl.pump import Ending, Pump
     from ttrpc.api import tasks
 
     class Side(Protocol):
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
         container_id: str
         address: str
         metadata: dict[str, str]
+        fifo_folder: str  # empty: the shim has Attach
 
         def add(self, request: "tasks.ExecProcessRequest") -> None: ...
 
@@ -90,19 +92,26 @@ def split_exec_words(words: list[str]) -> tuple[str, list[str]]:
 
 
 def request_of(
-    args: argparse.Namespace, container_id: str, exec_id: str, process: "dict[str, Any]"
+    args: argparse.Namespace,
+    container_id: str,
+    exec_id: str,
+    process: "dict[str, Any]",
+    fifos: "Fifos | None" = None,
 ) -> "tasks.ExecProcessRequest":
     """The request to send to Tasks.Exec."""
     from daemon.ctl import compose
+    from daemon.ctl.labels import Stdio
     from ttrpc.api import tasks, wkt
 
     out = "" if args.detach else "attach:"
+    stdin = "attach:" if args.interactive and not args.detach else ""
+    stdio = fifos.stdio if fifos is not None else Stdio(stdin, out, "" if args.tty else out)
     return tasks.ExecProcessRequest(
         container_id=container_id,
         exec_id=exec_id,
-        stdin="attach:" if args.interactive and not args.detach else "",
-        stdout=out,
-        stderr="" if args.tty else out,
+        stdin=stdio.stdin,
+        stdout=stdio.stdout,
+        stderr=stdio.stderr,
         terminal=args.tty,
         spec=wkt.any_of(compose.PROCESS_TYPE, json.dumps(process, separators=(",", ":")).encode()),
     )
@@ -111,10 +120,17 @@ def request_of(
 class DaemonSide:
     """Where `exec_in` sends its calls when the daemon does the work: calls outlive its death, output comes directly."""
 
-    def __init__(self, daemon: "Daemon", container_id: str) -> None:
+    def __init__(self, daemon: "Daemon", container_id: str, *, is_foreign: bool) -> None:
         from daemon.ctl import foreground
+        from daemon.ctl.client import SHIMD
+        from daemon.ctl.fifos import folder_of
+        from ttrpc.api import shimd
 
         self._daemon = daemon
+        self.fifo_folder = ""
+        if is_foreign:
+            state_dir = daemon.call(SHIMD, "Info", shimd.InfoRequest()).state_dir
+            self.fifo_folder = folder_of(state_dir, daemon.namespace, container_id)
         self.container_id = container_id
         self.metadata = daemon.metadata
         self.address = foreground.shim_address(daemon, container_id)
@@ -167,7 +183,8 @@ def _execute(args: argparse.Namespace, daemon: "Daemon", container_id: str, comm
     from daemon.ctl import compose, resume
 
     record = resume.require_container(daemon, container_id)
-    return exec_in(args, DaemonSide(daemon, container_id), process_of(args, compose.spec_of(record), "", command))
+    side = DaemonSide(daemon, container_id, is_foreign=compose.is_foreign(record.runtime))
+    return exec_in(args, side, process_of(args, compose.spec_of(record), "", command))
 
 
 def exec_in(args: argparse.Namespace, side: "Side", process: "dict[str, Any]") -> int:
@@ -176,44 +193,63 @@ def exec_in(args: argparse.Namespace, side: "Side", process: "dict[str, Any]") -
     Raises: StatusError, CtlError; then it is forgotten, as far as that goes.
     """
     from daemon.ctl import compose, foreground
-    from daemon.ctl.session import Session
+    from daemon.ctl.fifos import Fifos
+    from daemon.ctl.pump import DETACHED, ENDED
     from daemon.ctl.terminal import parse_detach_keys
 
     keys = parse_detach_keys(args.detach_keys) if args.tty and args.interactive else b""
     exec_id = compose.made_up_exec_id()
+    fifos = None
+    if side.fifo_folder and not args.detach:
+        fifos = Fifos(side.fifo_folder, exec_id, stdin=args.interactive, terminal=args.tty)
     with contextlib.ExitStack() as stack:
         try:
-            side.add(request_of(args, side.container_id, exec_id, process))
+            if fifos is not None:
+                fifos.make()
+            side.add(request_of(args, side.container_id, exec_id, process, fifos))
             if args.detach:
                 side.start(exec_id)
                 print(exec_id)
                 return 0
-            session = stack.enter_context(
-                Session(
-                    side.address,
-                    side.container_id,
-                    exec_id,
-                    metadata=side.metadata,
-                    stdin=args.interactive,
-                    terminal=args.tty,
-                    backpressure=True,
-                    detach_keys=keys,
-                )
-            )
+            session = stack.enter_context(_session(args, side, exec_id, fifos, keys))
             session.open()
             side.start(exec_id)
         except BaseException as error:
             if not isinstance(error, DaemonGone):
                 _forget(side, exec_id)
+                if fifos is not None:
+                    fifos.remove()
             raise
         ending = foreground.pump(session)
-        return _finish(side, session, ending, exec_id)
+        code = _finish(side, session, ending, exec_id)
+        if fifos is not None and ending.kind not in (DETACHED, ENDED):
+            fifos.remove()
+        return code
 
 
-def _finish(side: "Side", session: "Session", ending: "Ending", exec_id: str) -> int:
+def _session(args: argparse.Namespace, side: "Side", exec_id: str, fifos: "Fifos | None", keys: bytes) -> "Pump":
+    from daemon.ctl.fifosession import FifoSession
+    from daemon.ctl.session import Session
+
+    where = (side.address, side.container_id, exec_id)
+    if fifos is not None:
+        return FifoSession(
+            *where, fifos.stdio, fifos.take_outputs(), metadata=side.metadata, stdin=args.interactive, detach_keys=keys
+        )
+    return Session(
+        *where,
+        metadata=side.metadata,
+        stdin=args.interactive,
+        terminal=args.tty,
+        backpressure=True,
+        detach_keys=keys,
+    )
+
+
+def _finish(side: "Side", session: "Pump", ending: "Ending", exec_id: str) -> int:
     """The exit code. An exec that is over is forgotten; one we were alone with is ended when we must leave it."""
     from daemon.ctl.client import say_apart
-    from daemon.ctl.session import DETACHED, ENDED, FORCED, READER_GONE
+    from daemon.ctl.pump import DETACHED, ENDED, FORCED, READER_GONE
     from ttrpc.errors import TtrpcError
 
     if ending.kind in (DETACHED, ENDED):

@@ -5,7 +5,9 @@ import os
 from daemon.ctl import exits
 from daemon.ctl.client import SHIMD, say
 from daemon.ctl.errors import CtlError
-from daemon.ctl.session import EXITED, FORCED, LOST, Session
+from daemon.ctl.fifosession import FifoSession
+from daemon.ctl.pump import EXITED, FORCED, LOST, Pump
+from daemon.ctl.session import Session
 from daemon.ctl.terminal import RawTerminal, parse_detach_keys
 from ttrpc.api import shimd
 from ttrpc.errors import StatusError
@@ -14,7 +16,8 @@ from ttrpc.status import Code
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from daemon.ctl.client import Daemon
-    from daemon.ctl.session import Ending
+    from daemon.ctl.fifos import Fifos
+    from daemon.ctl.pump import Ending
 
 
 def find_shim(daemon: "Daemon", container_id: str) -> "shimd.ShimRecord | None":
@@ -50,8 +53,25 @@ def attach(
     backpressure: bool = True,
     forward_signals: bool = True,
     replay_bytes: int = 0,
-) -> Session:
-    """A session with a process of the container; `open` it before the process starts."""
+    fifos: "Fifos | None" = None,
+) -> Pump:
+    """A session with a process of the container; `open` it before the process starts.
+
+    ``fifos``: its streams are these, and its shim is not ours.
+    """
+    keys = parse_detach_keys(detach_keys) if terminal and stdin else b""
+    if fifos is not None:
+        return FifoSession(
+            shim_address(daemon, container_id),
+            container_id,
+            exec_id,
+            fifos.stdio,
+            fifos.take_outputs(),
+            metadata=daemon.metadata,
+            stdin=stdin,
+            detach_keys=keys,
+            forward_signals=forward_signals,
+        )
     return Session(
         shim_address(daemon, container_id),
         container_id,
@@ -61,12 +81,12 @@ def attach(
         terminal=terminal,
         backpressure=backpressure,
         forward_signals=forward_signals,
-        detach_keys=parse_detach_keys(detach_keys) if terminal and stdin else b"",
+        detach_keys=keys,
         replay_bytes=replay_bytes,
     )
 
 
-def pump(session: Session) -> "Ending":
+def pump(session: Pump) -> "Ending":
     """Run a session, with our terminal raw when the process has a terminal and our input."""
     if session.terminal and session.has_stdin and os.isatty(0):
         with RawTerminal(0):

@@ -45,12 +45,23 @@ class Stdio:
 
     @property
     def log_path(self) -> str:
-        """The shim-owned log file behind stdout, or nothing."""
-        if not self.stdout.startswith("log://"):
-            return ""
-        from urllib.parse import unquote
+        """The log file behind stdout, or nothing."""
+        for scheme in ("log://", "file://"):
+            if self.stdout.startswith(scheme):
+                from urllib.parse import unquote
 
-        return unquote(self.stdout.removeprefix("log://").partition("?")[0])
+                return unquote(self.stdout.removeprefix(scheme).partition("?")[0])
+        return ""
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether the log is a plain file that a shim of containerd's appends to."""
+        return self.stdout.startswith("file://")
+
+    def without_attach(self) -> "Stdio":
+        """The streams for a shim that has no Attach, when nobody is there to hold FIFOs."""
+        uris = ("" if uri == "attach:" else uri for uri in (self.stdin, self.stdout, self.stderr))
+        return Stdio(*uris, terminal=self.terminal)
 
 
 def stdio_of(labels: "Mapping[str, str]") -> Stdio | None:

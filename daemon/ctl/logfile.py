@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections import deque
 
 from daemon.ctl.units import parse_moment
@@ -9,8 +10,10 @@ from ttrpc.api import shim, wkt
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
+    from typing import IO
 
+FOLLOW_S = 0.2  # between two looks at a file that grows
 _STREAMS = {"stdout": shim.LOG_STREAM_STDOUT, "stderr": shim.LOG_STREAM_STDERR}
 
 
@@ -29,6 +32,44 @@ def read_log(path: str, request: "shim.LogsRequest", *, is_json: bool) -> "Itera
     if request.HasField("tail"):
         kept = deque(kept, maxlen=request.tail)
     yield from kept
+
+
+def follow_log(
+    path: str, request: "shim.LogsRequest", is_over: "Callable[[], bool]", *, pause_s: float = FOLLOW_S
+) -> "Iterator[shim.LogRecord]":
+    """The lines of a raw log, the last ``tail`` of those there are, then each new one, until nobody will write more."""
+    is_last, rest = False, b""
+    with _opened(path, is_over, pause_s) as file:
+        lines: Iterable[bytes] = file.readlines()
+        if request.HasField("tail"):
+            lines = deque(lines, maxlen=request.tail)
+        while True:
+            for line in lines:
+                rest += line
+                if rest.endswith(b"\n"):
+                    yield shim.LogRecord(data=rest)
+                    rest = b""
+            lines = file.readlines()
+            if lines:
+                continue
+            if is_last:
+                break
+            is_last = is_over()  # then once more: what it wrote last may have come meanwhile
+            if not is_last:
+                time.sleep(pause_s)
+    if rest:
+        yield shim.LogRecord(data=rest)
+
+
+def _opened(path: str, is_over: "Callable[[], bool]", pause_s: float) -> "IO[bytes]":
+    """The file, once the shim has made it."""
+    while True:
+        try:
+            return open(path, "rb")
+        except FileNotFoundError:
+            if is_over():
+                return open(os.devnull, "rb")
+        time.sleep(pause_s)
 
 
 def _records(path: str, *, is_json: bool) -> "Iterator[shim.LogRecord]":

@@ -6,7 +6,7 @@ import sys
 import time
 
 from daemon.ctl.commands import Command
-from daemon.ctl.errors import CtlError, UsageError
+from daemon.ctl.errors import CtlError, DaemonGone, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -111,15 +111,43 @@ def follow_shim(address: str, cursor: Cursor, metadata: dict[str, str]) -> "Iter
 
 def records_of(daemon: "Daemon", container_id: str, request: "shim.LogsRequest") -> "Iterator[shim.LogRecord]":
     """The container's log; when following, that of the runs its restart policy adds, too."""
-    from daemon.ctl import foreground, resume
+    from daemon.ctl import compose, foreground, resume
 
     record = resume.require_container(daemon, container_id)
+    if compose.is_foreign(record.runtime):
+        yield from _of_file(daemon, record, request)
+        return
     cursor = Cursor(request)
     while True:
         found = foreground.find_shim(daemon, record.id)
         yield from _one_run(daemon, record, found, cursor)
         if not cursor.may_go_on or not _runs_again(daemon, record, found.incarnation if found is not None else ""):
             return
+
+
+def _of_file(
+    daemon: "Daemon", record: "containers.Container", request: "shim.LogsRequest"
+) -> "Iterator[shim.LogRecord]":
+    """The file that a shim which is not ours appends to; followed until the container has ended."""
+    from daemon.ctl import exits, foreground, labels
+    from daemon.ctl.logfile import follow_log, read_log
+
+    stdio = labels.stdio_of(record.labels)
+    if stdio is None or not stdio.log_path:
+        raise CtlError(f"{record.id} keeps no log", hint="run it with -d and without --log-driver none")
+    if not request.follow:
+        yield from read_log(stdio.log_path, request, is_json=False)
+        return
+
+    def is_over() -> bool:
+        try:
+            found = foreground.find_shim(daemon, record.id)
+            present = found.incarnation if found is not None else ""
+            return exits.is_over(daemon, record.id) and not _runs_again(daemon, record, present)
+        except DaemonGone:  # it will be back; the container writes on
+            return False
+
+    yield from follow_log(stdio.log_path, request, is_over)
 
 
 def _one_run(

@@ -59,7 +59,7 @@ def remove_container(daemon: "Daemon", container_id: str, *, force: bool) -> Non
 
     Raises: CtlError when it still runs and ``force`` is not given, or does not exist.
     """
-    from daemon.ctl import labels, resume, start
+    from daemon.ctl import compose, fifos, labels, resume, start
     from daemon.ctl.client import SHIMD
     from ttrpc.api import process, shimd
 
@@ -75,8 +75,13 @@ def remove_container(daemon: "Daemon", container_id: str, *, force: bool) -> Non
     end_task(daemon, container_id)
     resume.delete_container(daemon, container_id)
     stdio = labels.stdio_of(record.labels)
-    if stdio is not None and stdio.log_path:
-        remove_log(stdio.log_path, daemon.call(SHIMD, "Info", shimd.InfoRequest()).root_dir)
+    is_foreign = compose.is_foreign(record.runtime)
+    if is_foreign or (stdio is not None and stdio.log_path):
+        info = daemon.call(SHIMD, "Info", shimd.InfoRequest())
+        if stdio is not None:
+            remove_log(stdio.log_path, info.root_dir)
+        if is_foreign:
+            fifos.remove_folder(fifos.folder_of(info.state_dir, daemon.namespace, container_id))
 
 
 def remove_log(path: str, root_dir: str) -> None:

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from daemon.ctl.client import Daemon
+    from daemon.ctl.fifos import Fifos
     from daemon.ctl.labels import Stdio
-    from daemon.ctl.session import Ending
+    from daemon.ctl.pump import Ending
 
 MADE_UP_IDS = 5  # how many names to try before giving up: the first collides only with thousands of containers
 
@@ -43,6 +44,7 @@ class Making:
         self.daemon = daemon
         self.container_id = ""
         self.stdio: Stdio | None = None
+        self.fifos: Fifos | None = None  # of a process we stay with, where its shim has no Attach
         self.root_dir = ""
         self._undo: list[tuple[str, Callable[[], object]]] = []
 
@@ -122,7 +124,8 @@ def make(args: argparse.Namespace, making: Making) -> None:
     wanted, command = resolve_words(args)
     request = os.urandom(8).hex()
     made = compose.build_spec(args, wanted or "probe", command)  # what is wrong is told before the daemon is asked
-    making.root_dir = daemon.call(SHIMD, "Info", shimd.InfoRequest()).root_dir
+    info = daemon.call(SHIMD, "Info", shimd.InfoRequest())
+    making.root_dir = info.root_dir
     for attempt in range(MADE_UP_IDS):
         container_id = wanted or compose.made_up_id()
         if not wanted:
@@ -143,8 +146,22 @@ def make(args: argparse.Namespace, making: Making) -> None:
     making.container_id, making.stdio = container_id, stdio
     making.undoes("the record", lambda: resume.delete_container(daemon, container_id))
     making.undoes("the log", lambda: remove.remove_log(stdio.log_path, making.root_dir))
+    if compose.is_foreign(record.runtime):
+        is_detached = getattr(args, "detach", True)  # `create` leaves it, too
+        stdio = stdio.without_attach() if is_detached else _make_fifos(making, info.state_dir, stdio)
     making.undoes("the task", lambda: remove.end_task(daemon, container_id))
     resume.create_task(daemon, compose.task_request(container_id, stdio))
+
+
+def _make_fifos(making: Making, state_dir: str, stdio: "Stdio") -> "Stdio":
+    """The streams of a container we stay with under a shim that is not ours."""
+    from daemon.ctl.fifos import Fifos, folder_of
+
+    folder = folder_of(state_dir, making.daemon.namespace, making.container_id)
+    making.fifos = Fifos(folder, stdin=bool(stdio.stdin), terminal=stdio.terminal)
+    making.undoes("the FIFOs", making.fifos.remove)
+    making.fifos.make()
+    return making.fifos.stdio
 
 
 @contextlib.contextmanager
@@ -220,6 +237,7 @@ def _run_here(args: argparse.Namespace, making: Making) -> int:
             stdin=bool(making.stdio.stdin),
             terminal=making.stdio.terminal,
             detach_keys=args.detach_keys,
+            fifos=making.fifos,
         ) as session:
             session.open()
             resume.start(making.daemon, making.container_id)
@@ -232,7 +250,7 @@ def _finish(args: argparse.Namespace, making: Making, ending: "Ending") -> int:
     """What a foreground run does once its stream is over: remove if asked to, and answer."""
     from daemon.ctl import foreground
     from daemon.ctl.client import say, say_apart
-    from daemon.ctl.session import DETACHED, ENDED, FORCED, READER_GONE
+    from daemon.ctl.pump import DETACHED, ENDED, FORCED, READER_GONE
 
     container_id = making.container_id
     if ending.kind in (DETACHED, ENDED):
@@ -245,6 +263,8 @@ def _finish(args: argparse.Namespace, making: Making, ending: "Ending") -> int:
             return code
     else:
         code = foreground.code_of(making.daemon, ending, container_id)
+        if making.fifos is not None:
+            making.fifos.remove()
         if args.restart != "no":
             say(f"its restart policy ({args.restart}) decides what comes next; to end it: shimctl stop {container_id}")
     if args.remove:

@@ -10,7 +10,7 @@ from daemon.ctl.execute import exec_options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from daemon.ctl.session import Ending
+    from daemon.ctl.pump import Ending
     from daemon.ctl.shims import Bundle
     from ttrpc.api import tasks
 
@@ -18,12 +18,14 @@ if TYPE_CHECKING:
 class ShimSide:
     """Where `execute.exec_in` sends its calls when the shim itself is asked."""
 
-    def __init__(self, bundle: "Bundle") -> None:
+    def __init__(self, bundle: "Bundle", state: str) -> None:
+        from daemon.ctl.fifos import folder_of
         from daemon.ctl.shims import NAMESPACE_KEY
 
         self._bundle = bundle
         self.container_id = bundle.container_id
         self.address = bundle.address
+        self.fifo_folder = folder_of(state, bundle.namespace, bundle.container_id) if bundle.is_foreign else ""
         self.metadata = {NAMESPACE_KEY: bundle.namespace}
 
     def add(self, request: "tasks.ExecProcessRequest") -> None:
@@ -49,7 +51,7 @@ class ShimSide:
 
     def code_of(self, ending: "Ending", exec_id: str) -> int:
         from daemon.ctl import exits
-        from daemon.ctl.session import EXITED
+        from daemon.ctl.pump import EXITED
 
         if ending.kind == EXITED:
             assert ending.record is not None
@@ -74,7 +76,7 @@ def execute(args: argparse.Namespace) -> int:
     except ValueError:
         raise CtlError(f"{bundle.path}/config.json cannot be read", hint="the bundle is damaged or half made") from None
     try:
-        return exec_in(args, ShimSide(bundle), process_of(args, spec, bundle.path, command))
+        return exec_in(args, ShimSide(bundle, args.state), process_of(args, spec, bundle.path, command))
     except StatusError as error:
         message, hint = sentence_of(error)
         raise CtlError(message, hint=hint, exit_code=exit_code_of_failure(message) or EXIT_FAILED) from None

@@ -34,19 +34,26 @@ class Bundle:
         self.path = path
         self.address = read(os.path.join(path, "address")).strip().removeprefix("unix://")
 
+    @property
+    def is_foreign(self) -> bool:
+        """Whether the daemon has prepared it for a shim that is not ours."""
+        return os.path.exists(os.path.join(self.path, "shimd.incarnation"))
+
     def call(self, service: str, method: str, request: "Message", *, timeout_s: float | None = CALL_S) -> "Any":
         """One call to the shim.
 
         Raises: StatusError; CtlError when nothing listens there.
         """
+        from daemon.ctl.fifosession import TASK_SERVICES, call_task
         from ttrpc.blocking import BlockingClient
         from ttrpc.errors import ConnectionLost
 
+        metadata = {NAMESPACE_KEY: self.namespace}
         try:
             with BlockingClient.connect(self.address) as client:
-                return client.call(
-                    service, method, request, timeout_s=timeout_s, metadata={NAMESPACE_KEY: self.namespace}
-                )
+                if service in TASK_SERVICES:
+                    return call_task(client, method, request, timeout_s=timeout_s, metadata=metadata)
+                return client.call(service, method, request, timeout_s=timeout_s, metadata=metadata)
         except (OSError, ConnectionLost) as error:
             raise CtlError(
                 f"the shim of {self.container_id} does not answer at {self.address or 'an unknown address'}: "
@@ -117,6 +124,11 @@ def state_of(bundle: Bundle, exec_id: str = "", *, timeout_s: float = CALL_S) ->
         state = {"status": "no task"}
     made: dict[str, Any] = {"namespace": bundle.namespace, "id": bundle.container_id, "address": bundle.address}
     made["state"] = state
+    made["shim"], made["exits"] = None, []
+    if bundle.is_foreign:
+        connected = bundle.call(TASK, "Connect", task.ConnectRequest(id=bundle.container_id), timeout_s=timeout_s)
+        made["shim"] = {"pid": connected.shim_pid, "version": f"not shimd's ({connected.version})"}
+        return made
     made["shim"] = jsonable(bundle.call(SHIM, "Info", shim.InfoRequest(), timeout_s=timeout_s))
     exits = bundle.call(SHIM, "Exits", shim.ExitsRequest(), timeout_s=timeout_s).exits
     made["exits"] = [exit_as_json(each) for each in exits]
@@ -134,7 +146,8 @@ def list_shims(args: argparse.Namespace) -> int:
         except (CtlError, StatusError) as error:
             made = {"namespace": bundle.namespace, "id": bundle.container_id, "address": bundle.address}
             made |= {"health": "unreachable", "reason": sentence_of(error)[0]}
-        made["pid"] = int(read(os.path.join(bundle.path, "shim.pid")).strip() or 0) or None
+        known = int(read(os.path.join(bundle.path, "shim.pid")).strip() or 0)
+        made["pid"] = known or (made.get("shim") or {}).get("pid")
         found.append(made)
     if args.json:
         print(json.dumps(found, indent=2))
@@ -195,6 +208,8 @@ def logs(args: argparse.Namespace) -> int:
     from daemon.ctl.logs import Cursor, follow_shim, request_of, write_records
 
     bundle = find(args, args.id)
+    if bundle.is_foreign:
+        raise CtlError(f"the shim of {args.id} is not shimd's and keeps no log", hint=f"shimctl logs {args.id}")
     cursor = Cursor(request_of(args, time.time_ns()))
     records = follow_shim(bundle.address, cursor, {NAMESPACE_KEY: bundle.namespace})
     write_records(records, timestamps=args.timestamps, stream=args.stream, as_json=args.json)
@@ -210,7 +225,7 @@ def wait(args: argparse.Namespace) -> int:
     bundle = find(args, args.id)
     reply = bundle.call(TASK, "Wait", task.WaitRequest(id=args.id, exec_id=args.exec_id), timeout_s=None)
     code: int | None = reply.exit_status
-    for record in bundle.call(SHIM, "Exits", shim.ExitsRequest()).exits:
+    for record in [] if bundle.is_foreign else bundle.call(SHIM, "Exits", shim.ExitsRequest()).exits:
         if record.exec_id == args.exec_id:
             code = exits.exit_code(record)
     print("unknown" if code is None else code)

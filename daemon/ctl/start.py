@@ -9,6 +9,8 @@ from daemon.ctl.flags import DETACH_KEYS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from daemon.ctl.client import Daemon
     from daemon.ctl.labels import Stdio
     from ttrpc.api import containers
@@ -31,12 +33,16 @@ def want(daemon: "Daemon", record: "containers.Container", *, stopped: bool) -> 
     daemon.call(CONTAINERS, "Update", containers.UpdateContainerRequest(container=update, update_mask=mask))
 
 
-def prepare(daemon: "Daemon", container_id: str) -> "Stdio | None":
+def prepare(
+    daemon: "Daemon", container_id: str, *, hold: "Callable[[containers.Container, Stdio], Stdio] | None" = None
+) -> "Stdio | None":
     """Bring the container to the point before its start: a created task. None when it runs already.
+
+    ``hold`` makes streams for somebody who stays with it, and is asked only where its shim has no Attach.
 
     Raises: CtlError when there is no such container, or its shim does not answer; StatusError.
     """
-    from daemon.ctl import compose, labels, resume
+    from daemon.ctl import compose, labels, remove, resume
     from ttrpc.api import process
 
     record = resume.require_container(daemon, container_id)
@@ -51,11 +57,17 @@ def prepare(daemon: "Daemon", container_id: str) -> "Stdio | None":
         raise CtlError(f"the shim of {container_id} does not answer", hint="shimctl daemon info tells why")
     if labels.has_restart_policy(record.labels):
         want(daemon, record, stopped=False)
+    asked = stdio
+    if compose.is_foreign(record.runtime):
+        asked = hold(record, stdio) if hold is not None else stdio.without_attach()
+        if found is not None and found.status == process.CREATED and hold is not None:
+            remove.end_task(daemon, container_id)  # it was created with other streams
+            found = None
     if found is not None and found.status == process.STOPPED:
         resume.delete_task(daemon, container_id)
         found = None
     if found is None:
-        resume.create_task(daemon, compose.task_request(container_id, stdio))
+        resume.create_task(daemon, compose.task_request(container_id, asked))
     return stdio
 
 
@@ -70,16 +82,32 @@ def start_one(daemon: "Daemon", container_id: str) -> None:
 def _start_here(args: argparse.Namespace, daemon: "Daemon", container_id: str) -> int:
     """start -a: stay with it, as `run` does."""
     from daemon.ctl import foreground, resume
-    from daemon.ctl.session import DETACHED, ENDED, FORCED, READER_GONE
+    from daemon.ctl.client import SHIMD
+    from daemon.ctl.fifos import Fifos, folder_of
+    from daemon.ctl.pump import DETACHED, ENDED, FORCED, READER_GONE
+    from ttrpc.api import shimd
 
-    stdio = prepare(daemon, container_id)
+    made: list[Fifos] = []
+
+    def hold(_record: "containers.Container", stdio: "Stdio") -> "Stdio":
+        folder = folder_of(daemon.call(SHIMD, "Info", shimd.InfoRequest()).state_dir, daemon.namespace, container_id)
+        made.append(Fifos(folder, stdin=args.interactive and bool(stdio.stdin), terminal=stdio.terminal))
+        made[0].make()
+        return made[0].stdio
+
+    stdio = prepare(daemon, container_id, hold=hold)
     if stdio is None:
         raise CtlError(f"{container_id} runs already", hint=f"shimctl attach {container_id}")
     wants_input = args.interactive and bool(stdio.stdin)
     if stdio.terminal and wants_input and not os.isatty(0):
         raise UsageError("the container has a terminal, but our input is none", hint="leave out -i")
     with foreground.attach(
-        daemon, container_id, stdin=wants_input, terminal=stdio.terminal, detach_keys=args.detach_keys
+        daemon,
+        container_id,
+        stdin=wants_input,
+        terminal=stdio.terminal,
+        detach_keys=args.detach_keys,
+        fifos=made[0] if made else None,
     ) as session:
         session.open()
         resume.start(daemon, container_id)
@@ -87,6 +115,8 @@ def _start_here(args: argparse.Namespace, daemon: "Daemon", container_id: str) -
     if ending.kind in (DETACHED, ENDED, FORCED, READER_GONE):
         foreground.tell_running_on(container_id, ending)
         return 0 if ending.kind == DETACHED else 128 + (ending.signal or 13)
+    for fifos in made:
+        fifos.remove()
     return foreground.code_of(daemon, ending, container_id)
 
 
