@@ -10,7 +10,8 @@ import time
 
 from shim import kernel, mounts
 from shim.bundle import Bundle, read_file, remove
-from shim.exits import Exit, ExitStore
+from shim.exits import SOURCE_KEEPER, Exit, ExitStore
+from shim.keeper_exits import read_note
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,6 +43,9 @@ def delete(params: "Params", report: "Any") -> bytes:
     record = _read_exit(bundle, report)
     if record is not None and state.get("incarnation") in (None, record.incarnation):
         return response(record.pid, record.status, record.exited_at_ns)
+    noted = _read_note(bundle, state.get("init"), state.get("boot_id"))
+    if noted is not None:
+        return response(noted.pid, noted.status, noted.exited_at_ns)
     try:
         pid = bundle.read_pid(bundle.file("init.pid"))
     except (OSError, ValueError):
@@ -55,6 +59,18 @@ def _read_exit(bundle: Bundle, report: "Any") -> "Exit | None":
     except (OSError, ValueError) as error:
         report(f"the exit record cannot be read: {error}")
         return None
+
+
+def _read_note(bundle: Bundle, init: "Any", boot_id: "Any") -> "Exit | None":
+    """How init ended as the keeper saw it, to which it fell when its shim died."""
+    if not isinstance(init, dict):
+        return None
+    note = read_note(bundle.path, init.get("pid"), init.get("start_ticks"), boot_id)
+    if note is None:
+        return None
+    ended = Exit(container_id="", exec_id="", pid=note["pid"], exited_at_ns=note["exited_at_ns"], source=SOURCE_KEEPER)
+    ended.set_wait_status(note["wait_status"])
+    return ended
 
 
 def _remove_container(params: "Params", bundle: Bundle, report: "Any") -> None:

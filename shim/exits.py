@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ttrpc.api.shim import ExitRecord
 
 # ExitSource of shim.proto.
-SOURCE_UNKNOWN, SOURCE_WAITID = 0, 1
+SOURCE_UNKNOWN, SOURCE_WAITID, SOURCE_KEEPER = 0, 1, 2
 # What a caller is told of an exit nobody knows the status of: no code a program would choose.
 UNKNOWN_STATUS = 255
 VERSION = 1

@@ -42,7 +42,11 @@ def main() -> int:
     gc.enable()
     log = open_log(sys.argv[1])
     log.info(f"serving at {sys.argv[1]} pid={os.getpid()}; {words}")
-    keeper = Keeper(LISTENER_FD, sys.argv[1], edition, World("self"), log)
-    keeper.run()
-    keeper.close()
+    try:
+        keeper = Keeper(LISTENER_FD, sys.argv[1], edition, World("self"), log)
+        keeper.run()
+        keeper.close()
+    except Exception as error:
+        log.failure("the keeper ends by a bug", error)
+        raise
     return 0

@@ -55,12 +55,12 @@ class Orphans:
         return bundle
 
 
-def note_path(bundle: str, pid: int) -> str:
+def note_path(bundle: str, pid: object) -> str:
     """Where the note about a process is."""
     return os.path.join(bundle, f"keeper-exit.{pid}")
 
 
-def read_note(bundle: str, pid: int, start_ticks: int, boot_id: str) -> "dict[str, Any] | None":
+def read_note(bundle: str, pid: object, start_ticks: object, boot_id: object) -> "dict[str, Any] | None":
     """The note about exactly this process, or None."""
     note = _read_json(note_path(bundle, pid))
     if not isinstance(note, dict) or note.get("version") != VERSION:

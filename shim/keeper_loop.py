@@ -7,10 +7,12 @@ import socket
 import time
 
 from shim import kernel
+from shim.keeper_births import REFUSALS, Birth
 from shim.keeper_exits import Orphans
-from shim.keeper_template import MESSAGE_MAX_BYTES, Template, fork_template
-from shim.keeper_wire import pack_answer, unpack_birth
-from shim.launch import REFUSED, STALE
+from shim.keeper_nursery import Nursery, refuse
+from shim.keeper_template import MESSAGE_MAX_BYTES
+from shim.keeper_wire import pack_answer
+from shim.launch import STALE
 from shim.loop import READ, Loop
 from shim.reaper import wait_status
 from shim.shimlog import ShimLog
@@ -30,8 +32,6 @@ NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 NO_ROOM_S = 0.1
 # How often a keeper looks whether it can still be reached, and how long one with a younger sibling waits to be asked.
 LOOK_S, UNUSED_S = 60.0, 600.0
-# After a template died: one that dies of its rehearsal is not to keep us busy.
-AGAIN_S = 60.0
 
 
 class Keeper:
@@ -46,7 +46,6 @@ class Keeper:
         self.edition = edition
         self.log = log
         self.world = world
-        self.templates: dict[int, Template] = {}
         self.orphans = Orphans(kernel.boot_id())
         self.shims: dict[int, str] = {}
         self.clients: dict[socket.socket, Timer] = {}
@@ -62,9 +61,7 @@ class Keeper:
             self.loop, {signal.SIGCHLD: self.reap, signal.SIGTERM: self._told_to_end, signal.SIGINT: self._told_to_end}
         )
         self.loop.register(self.listener.fileno(), READ, self._accept)
-        self.template = self._make_template()
-        self.better: Template | None = None  # one that rehearses, and takes over then
-        self.loop.call_soon(self._improve)
+        self.nursery = Nursery(self.loop, os.path.dirname(path), self.log, self.shims)
         self.loop.call_later(LOOK_S, self._look)
 
     def run(self) -> None:
@@ -117,78 +114,26 @@ class Keeper:
         except OSError:
             message = b""
         self._take(connection)
-        if message:
-            self._serve(message, connection)
-        connection.close()
+        if not message or not self._serve(message, connection):
+            connection.close()
 
-    def _serve(self, message: bytes, connection: socket.socket) -> None:
-        """Have the template fork a shim, which answers by itself; or say why not."""
+    def _serve(self, message: bytes, connection: socket.socket) -> bool:
+        """Answer a request, or have it answered as soon as there is a copy to be the shim: then the value is true."""
         self.asked_at_s = time.monotonic()
         try:
             check_peer(connection)
-        except OSError as error:
-            self.log.warning(str(error))
-            return
-        changed = self.edition.changed()
-        if changed:
-            self._retire(f"{changed} has changed")
-        try:
+            changed = self.edition.changed()
+            if changed:
+                self._retire(f"{changed} has changed")
             if self.is_retiring:
                 connection.send(pack_answer(STALE, "it is out of date"))
-                return
-            try:
-                self.template.take(message, connection)
-            except OSError as error:
-                connection.send(pack_answer(REFUSED, f"its template does not take the request: {error.strerror}"))
-        except OSError:
-            pass  # it gave up
-
-    # --- templates
-
-    def _make_template(self, *, rehearse_in: str = "") -> Template:
-        """Raises: OSError when there is no room for one more process."""
-        template = fork_template(self.world, rehearse_in=rehearse_in)
-        self.templates[template.pid] = template
-        self.loop.register(template.channel.fileno(), READ, lambda _mask: self._hear(template))
-        return template
-
-    def _improve(self) -> None:
-        """Have a template rehearse beside the one that works already."""
-        if not self.is_retiring and self.better is None:
-            try:
-                self.better = self._make_template(rehearse_in=os.path.dirname(self.path))
-            except OSError as error:
-                self.log.warning(f"no rehearsal: {error}")
-
-    def _hear(self, template: Template) -> None:
-        """Births, from the shims' helpers, and that a template is ready; the end when neither can come any more."""
-        try:
-            message = template.channel.recv(MESSAGE_MAX_BYTES)
-        except BlockingIOError:
-            return
-        except OSError:
-            message = b""
-        if not message:
-            self.loop.unregister(template.channel.fileno())
-            template.channel.close()
-            return
-        pid, text = unpack_birth(message)
-        if pid:
-            self.shims[pid] = text
-        elif template is self.better:
-            self.log.info(f"template {template.pid} is ready: {text}")
-            self.template.dismiss()
-            self.template, self.better = template, None
-
-    def _template_ended(self, template: Template, status: int) -> None:
-        """Nothing is lost, but there has to be another when it was the one in use."""
-        if template is self.better:
-            self.better = None
-            self.log.warning(f"template {template.pid} ended with wait status {status} while it rehearsed")
-        elif template is self.template and not self.is_retiring:
-            self.log.warning(f"template {template.pid} ended with wait status {status}: making another")
-            self.template = self._make_template()
-            self.loop.call_later(AGAIN_S, self._improve)
+                return False
+            birth = Birth(message, connection, self.world)
+        except REFUSALS as error:
+            refuse(connection, error)
+            return False
+        self.nursery.expect(birth)
+        return True
 
     # --- children
 
@@ -201,11 +146,9 @@ class Keeper:
                 if status != 0:
                     self.log.warning(f"shim {pid} of {bundle} ended with wait status {status}")
                 self.orphans.expect(pid, bundle)
-            elif pid not in self.templates:
+            elif not self.nursery.ended(pid, status):
                 self._note(pid, status)
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
-            if pid in self.templates:
-                self._template_ended(self.templates.pop(pid), status)
         self._end_if_done()
 
     def _next_ended(self) -> "tuple[int, int] | None":
@@ -240,8 +183,7 @@ class Keeper:
             self.log.info(f"retiring with {len(self.shims)} shims: {why}")
             self.is_retiring = True
             self.unlink()
-            for template in self.templates.values():
-                template.dismiss()
+            self.nursery.dismiss()
             self.loop.call_soon(self._end_if_done)
 
     def _end_if_done(self) -> None:
@@ -254,7 +196,7 @@ class Keeper:
         self.loop.call_later(LOOK_S, self._look)
         if inode_of(self.path) != self.inode:
             self._retire("its socket is gone, or another's")
-        elif time.monotonic() - self.asked_at_s > UNUSED_S and children() <= self.templates.keys():
+        elif time.monotonic() - self.asked_at_s > UNUSED_S and children() <= self.nursery.pids():
             younger = younger_sibling(self.path)
             if younger:
                 self._retire(f"unused since {younger} is there")
@@ -268,8 +210,7 @@ class Keeper:
         self.unlink()
         self.wakeup.close()
         self.listener.close()
-        for template in self.templates.values():
-            template.channel.close()
+        self.nursery.close()
         for connection in self.clients:
             connection.close()
         self.loop.close()

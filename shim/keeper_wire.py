@@ -45,17 +45,6 @@ def unpack_request(message: bytes) -> Request:
     return Request(os.fsdecode(items[0]), [os.fsdecode(word) for word in items[1 : 1 + words]], environment, items[-1])
 
 
-def pack_birth(pid: int, bundle: str) -> bytes:
-    """What a shim's helper tells the keeper; pid 0 with some words: the template itself, that it is ready. Pure."""
-    return b"%d %s" % (pid, os.fsencode(bundle))
-
-
-def unpack_birth(message: bytes) -> "tuple[int, str]":
-    """Pure."""
-    pid, _, bundle = message.partition(b" ")
-    return int(pid), os.fsdecode(bundle)
-
-
 def pack_answer(outcome: bytes, text: str) -> bytes:
     """An outcome (OK, REFUSED, STALE of launch.py) and the address or the reason. Pure."""
     return b"\0".join((MAGIC, outcome, os.fsencode(text)))
