@@ -248,7 +248,8 @@ def build_labels(args: "argparse.Namespace", stdio: labels.Stdio, request: str) 
         if stdio.log_path:
             made[labels.RESTART_LOG_URI] = stdio.stdout
     if getattr(args, "remove", False):
-        made[labels.AUTO_REMOVE] = "true"
+        # Who stays with it removes it: the daemon might while our output is still on its way.
+        made[labels.AUTO_REMOVE] = "true" if args.detach else labels.BY_CLIENT
     made.update(key_values(args.label, "label"))
     return made
 

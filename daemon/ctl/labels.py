@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 # Ours. The request tells our record from one of the same name made by somebody else while a reply was lost.
 REQUEST = "shimd.io/request"
 STDIO = "shimd.io/stdio"
-AUTO_REMOVE = "shimd.io/auto-remove"
+AUTO_REMOVE = "shimd.io/auto-remove"  # "true": by the daemon
+BY_CLIENT = "client"
 
 # containerd's. Sources: its restart monitor plugin and its client package.
 RESTART_STATUS = "containerd.io/restart.status"

@@ -54,7 +54,7 @@ def kill_now(daemon: "Daemon", container_id: str) -> None:
             raise
 
 
-def remove_container(daemon: "Daemon", container_id: str, *, force: bool) -> None:
+def remove_container(daemon: "Daemon", container_id: str, *, force: bool, may_be_gone: bool = False) -> None:
     """Delete task, record and log.
 
     Raises: CtlError when it still runs and ``force`` is not given, or does not exist.
@@ -63,6 +63,8 @@ def remove_container(daemon: "Daemon", container_id: str, *, force: bool) -> Non
     from daemon.ctl.client import SHIMD
     from ttrpc.api import process, shimd
 
+    if may_be_gone and resume.find_container(daemon, container_id) is None:
+        return
     record = resume.require_container(daemon, container_id)
     found = resume.find_task(daemon, container_id)
     if found is not None and found.status not in (process.STOPPED, process.CREATED) and not force:

@@ -81,7 +81,7 @@ def run_options(parser: argparse.ArgumentParser) -> None:
         "--rm",
         dest="remove",
         action="store_true",
-        help="remove container, task and log when it has ended (not with -d)",
+        help="remove container, task and log when it has ended",
     )
     group.add_argument(
         "--detach-keys",
@@ -196,11 +196,6 @@ def run(args: argparse.Namespace) -> int:
     from daemon.ctl.client import open_daemon
     from ttrpc.errors import StatusError
 
-    if args.detach and args.remove:
-        raise UsageError(
-            "-d and --rm do not go together: nobody would be there to remove it",
-            hint="remove it when it has ended: shimctl wait ID; shimctl rm ID",
-        )
     if args.tty and args.interactive and not args.detach and not os.isatty(0):
         raise UsageError("-t -i needs a terminal on our input", hint="leave out -t to pipe input into it")
     with open_daemon(args) as daemon:
@@ -254,6 +249,8 @@ def _finish(args: argparse.Namespace, making: Making, ending: "Ending") -> int:
 
     container_id = making.container_id
     if ending.kind in (DETACHED, ENDED):
+        if args.remove:
+            _leave_removal_to_daemon(making)
         say_apart(f"let go of {container_id}; it runs on (back to it: shimctl attach {container_id})")
         return 0 if ending.kind == DETACHED else 128 + ending.signal
     if ending.kind in (READER_GONE, FORCED):
@@ -272,6 +269,20 @@ def _finish(args: argparse.Namespace, making: Making, ending: "Ending") -> int:
     return code
 
 
+def _leave_removal_to_daemon(making: Making) -> None:
+    """--rm, and we leave before the end. One that ended before the label was changed is still ours to remove."""
+    from daemon.ctl import exits, labels
+    from daemon.ctl.client import CONTAINERS
+    from ttrpc.api import containers, wkt
+
+    update = containers.Container(id=making.container_id, labels={labels.AUTO_REMOVE: "true"})
+    mask = wkt.FieldMask(paths=[f"labels.{labels.AUTO_REMOVE}"])
+    with contextlib.suppress(CtlError):  # it stays then, as without --rm
+        making.daemon.call(CONTAINERS, "Update", containers.UpdateContainerRequest(container=update, update_mask=mask))
+        if exits.is_over(making.daemon, making.container_id):
+            _remove_after(making)
+
+
 def _remove_after(making: Making) -> None:
     """--rm. A failure is told, but does not replace the container's exit code."""
     from daemon.ctl import remove
@@ -279,7 +290,7 @@ def _remove_after(making: Making) -> None:
     from ttrpc.errors import TtrpcError
 
     try:
-        remove.remove_container(making.daemon, making.container_id, force=True)
+        remove.remove_container(making.daemon, making.container_id, force=True, may_be_gone=True)
     except (CtlError, TtrpcError, OSError) as error:
         message, _ = sentence_of(error)
         complain(f"could not remove {making.container_id}: {message}", f"later: shimctl rm -f {making.container_id}")

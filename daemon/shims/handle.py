@@ -42,6 +42,7 @@ class Handle:
         self.failed_at_ns = 0  # when the policy last tried in vain to restart it; 0: not since it ran
         self.is_settled = False  # recovery has decided about it, or it was born under us
         self.is_deleted = False
+        self.is_being_removed = False  # it has ended, and its container goes with it
         self.is_after_reboot = False  # its task ended with the boot before this one
         self.supervisor = trio.CancelScope()
         self.restarter = trio.CancelScope()

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import trio
 
 from daemon import faults, restart
+from daemon import log as logs
 from daemon.config import Config
 from daemon.errors import already_exists, failed_precondition, not_found, unavailable
-from daemon.shims import birth, ending, ingest, launch
+from daemon.shims import birth, ending, ingest, launch, removal
 from daemon.shims.answers import delete_response
 from daemon.shims.client import earlier
 from daemon.shims.handle import Handle, Health
@@ -46,7 +47,7 @@ class Manager(Registry):
     ) -> None:
         super().__init__(config, database, nursery, boot_id, publish_binary)
         self.restarter = Restarter(database, config.restart, nursery, self.restart)
-        self.supervisors.on_stopped = self.restarter.consider
+        self.supervisors.on_stopped = self._ended
 
     # --- creating
 
@@ -81,7 +82,7 @@ class Manager(Registry):
                 await self._undo(handle, undo)
                 raise
         if handle.row.state == STOPPED:
-            self.restarter.consider(handle)
+            self._ended(handle)
         return handle
 
     @staticmethod
@@ -130,7 +131,7 @@ class Manager(Registry):
         self.nursery.start_soon(self.supervisors.run_found, handle)
 
     async def _delete_row(self, handle: Handle) -> None:
-        await self.database.write(lambda connection: tasks.delete(connection, handle.ns, handle.id))
+        await removal.forget(self.database, handle.row, self.config.root_dir)
         handle.committed(None)
         handle.supervisor.cancel()
         self.forget(handle)
@@ -193,6 +194,30 @@ class Manager(Registry):
                     self._resume(handle)
                 raise
             return answer
+
+    def _ended(self, handle: Handle) -> None:
+        """A task is over and its exit stored: what its client wanted for this case."""
+        if self.database.read(lambda connection: removal.is_due(connection, handle.row)):
+            self.nursery.start_soon(self._remove, handle)
+        else:
+            self.restarter.consider(handle)
+
+    async def _remove(self, handle: Handle) -> None:
+        """Delete a task, and so its container, that is to go with its end; again and again until it is gone."""
+        pause_s = self.config.recovery.retry_min_s
+        with logs.begin(ns=handle.ns, id=handle.id):
+            while not handle.is_deleted and not handle.is_being_removed:
+                handle.is_being_removed = True
+                try:
+                    await self.delete(handle)
+                    log.info("removed, as it has ended")
+                except StatusError as error:
+                    log.warning("not removed yet", extra={"reason": error.message})
+                finally:
+                    handle.is_being_removed = False
+                if not handle.is_deleted:
+                    await trio.sleep(pause_s)
+                    pause_s = min(pause_s * 2, self.config.recovery.retry_max_s)
 
     async def _delete_in_shim(self, handle: Handle) -> "DeleteResponse | None":
         """Have the shim delete the container and tell all it has to tell; None when it did that before, or is gone."""
@@ -290,7 +315,7 @@ class Manager(Registry):
                 raise
         log.info("restarted by policy", extra={"restarts": handle.row.restarts, "pid": handle.row.pid})
         if handle.row.state == STOPPED:
-            self.restarter.consider(handle)
+            self._ended(handle)
 
     async def _mark_restarting(self, handle: Handle, streak: int) -> "Container | None":
         """Count the restart on the row and in containerd's label; None when the container's record is gone."""

@@ -15,7 +15,7 @@ from daemon import log as logs
 from daemon import procfs
 from daemon.config import Config
 from daemon.errors import unavailable
-from daemon.shims import asking, ending, evidence, foreign, found_exits, ingest, launch, recovery
+from daemon.shims import asking, ending, evidence, foreign, found_exits, ingest, launch, recovery, removal
 from daemon.shims.asking import Found
 from daemon.shims.client import ShimClient
 from daemon.shims.handle import Handle, Health
@@ -259,6 +259,6 @@ class Supervisors:
         """Finish a delete (what its shim had to tell is stored already), or forget what was never born."""
         row = self._addressed(handle)
         await ending.clear(row, found.client, self.program_of(handle), self.config.timeouts.shim_delete_s)
-        await self.database.write(lambda connection: tasks.delete(connection, row.ns, row.id))
+        await removal.forget(self.database, row, self.config.root_dir)
         handle.committed(None)
         self.on_gone(handle)

@@ -248,11 +248,31 @@ def test_an_id_that_is_taken_is_refused_with_what_to_do(box: CtlBox) -> None:
         box.remove("taken")
 
 
-def test_detached_and_rm_are_refused_together(box: CtlBox) -> None:
-    done = box.run("-d", "--rm", "--", "true")
+@pytest.mark.parametrize("runtime", ["io.containerd.shimd.v2", "io.containerd.runc.v2"])
+def test_in_the_background_the_daemon_removes_it(box: CtlBox, runtime: str) -> None:
+    """Container, task and log, at its end; whoever waits or follows gets all there was."""
+    script = "echo 0; while [ ! -e /over ]; do sleep 0.02; done; seq 3000; exit 3"
+    box.detached("gone", "sh", "-c", script, options=("--rm", "--runtime", runtime))
+    waiting, following = box.ctl.start("wait", "gone"), box.ctl.start("logs", "-f", "gone")
+    assert following.stdout is not None
+    read_until(following.stdout.fileno(), b"0\n")
+    assert waiting.poll() is None
+    with open(f"{box.rootfs}/over", "w", encoding="utf-8"):
+        pass
+    try:
+        assert finish(waiting)[:2] == (3, b"3\n")
+        wait_until(lambda: "gone" not in box.ids(), what="its removal")
+        assert box.ctl.output("wait", "gone", code=3) == "3\n"
+        assert not os.path.exists(box.log_folder("gone"))
+        assert finish(following)[1] == "".join(f"{number}\n" for number in range(1, 3001)).encode()
+    finally:
+        os.unlink(f"{box.rootfs}/over")
 
-    assert done.returncode == 125
-    assert "--rm" in done.stderr
+
+def test_what_cannot_start_in_the_background_is_removed(box: CtlBox) -> None:
+    """As without --rm."""
+    assert box.run("-d", "--rm", "--", "no-such-program").returncode == 127
+    assert box.ids() == set()
 
 
 def test_a_restart_policy_starts_it_again(box: CtlBox) -> None:

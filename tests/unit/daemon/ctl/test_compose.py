@@ -149,7 +149,8 @@ RECORD_FLAGS = [
     (["--label", "team=web", "-l", "x"], {"team": "web", "x": ""}),
     (["--stop-signal", "QUIT"], {labels.STOP_SIGNAL: "QUIT"}),
     (["--restart", "on-failure:3"], {labels.RESTART_POLICY: "on-failure:3", labels.RESTART_STATUS: "running"}),
-    (["--rm"], {labels.AUTO_REMOVE: "true"}),
+    (["--rm"], {labels.AUTO_REMOVE: "client"}),
+    (["--rm", "-d"], {labels.AUTO_REMOVE: "true"}),
 ]
 
 
