@@ -4,6 +4,7 @@ import os
 
 from shim import pipes, targets
 from shim.attach import Hub, Inputs
+from shim.bundle import remove
 from shim.clientpaths import open_output, open_stdin
 from shim.console import ConsoleSocket, set_size
 from shim.errors import failed_precondition, invalid_argument, unknown
@@ -32,9 +33,7 @@ class StdioRequest:
     __slots__ = ("stderr", "stdin", "stdout", "terminal")
 
     def __init__(self, stdin: str = "", stdout: str = "", stderr: str = "", *, terminal: bool = False) -> None:
-        self.stdin = stdin
-        self.stdout = stdout
-        self.stderr = stderr
+        self.stdin, self.stdout, self.stderr = stdin, stdout, stderr
         self.terminal = terminal
 
 
@@ -153,11 +152,9 @@ class Stdio:
 
     def _open_terminal(self) -> None:
         """Open the client's FIFOs, which are copied from and to, and the socket on which the terminal comes."""
-        if self._out.kind == CLIENT:
-            fd = open_output(STDOUT, self._out.path)
-            self._sinks.append(PipeSink(self._loop, fd, takes_splice=False))
-        elif self._program is not None:
-            fd = self._program.pipe(STDOUT, self._fifo(STDOUT))
+        if self._out.kind in (CLIENT, BINARY):
+            program = self._program
+            fd = program.pipe(STDOUT, self._fifo(STDOUT)) if program else open_output(STDOUT, self._out.path)
             os.set_blocking(fd, False)
             self._sinks.append(PipeSink(self._loop, fd, takes_splice=False))
         if self._source.kind == CLIENT:
@@ -172,16 +169,14 @@ class Stdio:
         self.console_socket = self._console.path
 
     def _open_stdin(self) -> None:
-        if self._source.kind == CLIENT:
-            self._child[0], self._keep_alive_fd = open_stdin(self._source.path)
-        elif self._source.kind == ATTACH:
+        if self._source.kind == ATTACH:
             path = self._fifo("stdin")
             child_fd = self._child[0] = pipes.open_read_end(path)
             os.set_blocking(child_fd, True)
             # Not for reading too: only so does a write tell (EPIPE) that the process closed its stdin.
             self._stdin.connect(os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
-        if self._stdin_closed:
-            self._close_stdin_now()
+            if self._stdin_closed:
+                self._close_stdin_now()
 
     def _open_output(self, stream: str, target: "Target") -> "int | None":
         """The fd the process gets as this stream; what copies from it, if anything does, is a pump."""
@@ -211,7 +206,15 @@ class Stdio:
         return path
 
     def prepare(self) -> "Handler":
-        """Have ready what must be before the process starts: a client's log program. Raises: see LogProgram.prepare."""
+        """Right before the start: open a client's input, run its log program. Raises: see open, LogProgram.prepare.
+
+        Not with `open`: `ctr` begins to copy when its FIFO is opened, and loses the end of a short input that comes
+        before its Exec is answered.
+        """
+        if self._source.kind == CLIENT and not self.terminal and self._child[0] is None:
+            self._child[0], self._keep_alive_fd = open_stdin(self._source.path)
+            if self._stdin_closed:
+                self._close_keep_alive()
         if self._program is not None:
             yield from self._program.prepare()
 
@@ -372,10 +375,7 @@ class Stdio:
             os.close(self._master_fd)
             self._master_fd = None
         for path in self._fifos:
-            try:
-                os.unlink(path)
-            except FileNotFoundError:
-                pass
+            remove(path)
 
     def _close_pump(self, pump: Pump) -> None:
         if not self._started:  # nothing ran: what is there are the runtime's words, which the caller is told

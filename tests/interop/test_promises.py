@@ -31,6 +31,17 @@ def test_an_end_of_stdin_told_before_the_start_is_kept(play: Play) -> None:
     play.remove("c1")
 
 
+def test_a_short_input_of_an_exec_comes_with_its_end(play: Play) -> None:
+    """`ctr` has read all of it before its Exec could be answered, if the shim opens the FIFO that early."""
+    play.start("c1", options=("--null-io",))
+
+    for number, text in enumerate((b"a line\n", b"", b"x") * 5):
+        result = play.exec("c1", f"e{number}", SHELL, "-c", "cat; exit 3", stdin=text)
+        assert (result.exit, result.out) == (3, text)
+
+    play.remove("c1")
+
+
 def test_no_exit_is_lost_however_long_containerd_is_away(play: Play) -> None:
     """More failures than the Go shim tries; the events come in their order once containerd is back."""
     play.start("c1", options=("--null-io",))

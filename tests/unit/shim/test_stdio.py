@@ -1,6 +1,7 @@
 """One process's streams, on real FIFOs and the real loop; the test is the process and the client."""
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -35,7 +36,17 @@ def io_dir(tmp_path: Path) -> str:
 def make(loop: Loop, io_dir: str, stdin: str = "", stdout: str = "", stderr: str = "", **more: bool) -> Stdio:
     stdio = Stdio(loop, io_dir, "init", StdioRequest(stdin, stdout, stderr), **more)
     stdio.open()
+    try:
+        ready(stdio)
+    except StatusError:
+        stdio.close()
+        raise
     return stdio
+
+
+def ready(stdio: Stdio) -> None:
+    """What comes right before the start; nothing of it has to be waited for."""
+    assert list(stdio.prepare()) == []
 
 
 def fifo(tmp_path: Path, name: str) -> str:
@@ -224,8 +235,10 @@ def test_close_io_before_the_streams_are_open_is_remembered(loop: Loop, io_dir: 
     stdio = Stdio(loop, io_dir, "init", StdioRequest(fifo(tmp_path, "in"), "", ""))
     stdio.close_stdin()
     stdio.open()
+    ready(stdio)
 
-    assert os.read(stdio.child_ends()[0] or 0, 100) == b""
+    (stdin,) = [fd for fd in stdio.child_ends() if fd is not None]
+    assert os.read(stdin, 100) == b""
     stdio.close()
 
 
@@ -465,3 +478,17 @@ def test_a_client_that_held_the_process_up_does_not_cost_the_log_anything(
     assert log.stat().st_size == 1_000_000
     assert stdio.dropped_bytes == 0
     assert client.sent[-1].cut.reason == "the process is gone"
+
+
+def test_a_clients_input_is_opened_for_the_start_only(loop: Loop, io_dir: str, tmp_path: Path) -> None:
+    """Its writer waits until then: `ctr` has nobody to tell the end of its input to before its Exec is answered."""
+    path = fifo(tmp_path, "in")
+    stdio = Stdio(loop, io_dir, "exec.e1", StdioRequest(path, "", ""))
+    stdio.open()
+    with pytest.raises(OSError, match="No such device") as refusal:
+        os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+    assert refusal.value.errno == errno.ENXIO
+    ready(stdio)
+
+    os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+    stdio.close()
