@@ -30,7 +30,7 @@ def preload() -> None:
     A shim that imported later would pay for it alone, and might find the files of another version.
     """
     _stand_in_for_threading()
-    for name in ("prctl", "traceback", *our_modules()):
+    for name in ("prctl", "traceback", "encodings.ascii", *our_modules()):
         __import__(name)
     from ttrpc.api.descriptors import make_shim_classes
 

@@ -81,8 +81,7 @@ class Keeper:
                     self._rest()
                 return
             if len(self.clients) >= CLIENTS_MAX:
-                connection.close()
-                continue
+                self._give_up(next(iter(self.clients)))  # who has said nothing for longest
             connection.setblocking(False)
             self._expect(connection)
             self._read(connection)
@@ -94,12 +93,12 @@ class Keeper:
         self.loop.call_later(NO_ROOM_S, lambda: self.loop.modify(fd, READ))
 
     def _expect(self, connection: socket.socket) -> None:
-        def give_up() -> None:
-            self._take(connection)
-            connection.close()
-
-        self.clients[connection] = self.loop.call_later(REQUEST_S, give_up)
+        self.clients[connection] = self.loop.call_later(REQUEST_S, lambda: self._give_up(connection))
         self.loop.register(connection.fileno(), READ, lambda _mask: self._read(connection))
+
+    def _give_up(self, connection: socket.socket) -> None:
+        self._take(connection)
+        connection.close()
 
     def _take(self, connection: socket.socket) -> None:
         """A client's turn has come, or it is given up: nothing more is expected of it."""
@@ -122,6 +121,10 @@ class Keeper:
         self.asked_at_s = time.monotonic()
         try:
             check_peer(connection)
+        except OSError as error:
+            self.log.warning(str(error))
+            return False
+        try:
             changed = self.edition.changed()
             if changed:
                 self._retire(f"{changed} has changed")

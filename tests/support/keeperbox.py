@@ -1,0 +1,223 @@
+"""A keeper of one test's own, and bundles whose `start` asks it.
+
+with KeeperBox() as keeper, keeper.shim() as box:
+    box.launch(); assert keeper.is_parent_of(box.shim_pid)
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+from tests.support import leaks
+from tests.support.shimbox import NAMESPACE, ShimBox
+from tests.support.waiting import wait_until
+from ttrpc.blocking import BlockingClient
+
+SERVING = re.compile(r'msg="serving at \S+ pid=(\d+);')
+READY = re.compile(r'msg="template \d+ is ready: [^"]*" id=keeper-(\d+)')
+
+
+class KeeperBox:
+    """Owns the keepers' directory, every keeper in it, their cgroup, and the bundles of `bundle`; close ends all."""
+
+    def __init__(self, *, python_path: str = "") -> None:
+        self.folder = tempfile.mkdtemp(prefix="k")
+        self.directory = os.path.join(self.folder, "k")
+        run = os.path.basename(os.environ.get("TMPDIR", self.folder))
+        self.cgroup = f"{run}-{os.path.basename(self.folder)}"
+        self.environment = {
+            "SHIMD_KEEPER": self.directory,
+            "SHIMD_KEEPER_CGROUP": self.cgroup,
+            "SHIMD_SOCKET_DIR": os.path.join(self.folder, "s"),
+            **({"PYTHONPATH": python_path} if python_path else {}),
+        }
+        self.started: list[Bundle] = []
+
+    # --- shims
+
+    def shim(self, *args: Any, **options: Any) -> ShimBox:
+        """A box whose `start` asks this keeper."""
+        environment = {**self.environment, **options.pop("environment", {})}
+        environment.pop("SHIMD_SOCKET_DIR")
+        return ShimBox(*args, environment=environment, **options)
+
+    def bundle(self, name: str) -> "Bundle":
+        """Less than a box: a directory that is enough for a shim without a container."""
+        bundle = Bundle(self, name)
+        self.started.append(bundle)
+        return bundle
+
+    # --- the keeper
+
+    def log(self) -> str:
+        try:
+            return leaks.read(os.path.join(self.directory, "keeper.log"))
+        except FileNotFoundError:
+            return ""
+
+    def pids(self) -> list[int]:
+        """Every keeper there was, the newest last."""
+        return [int(pid) for pid in SERVING.findall(self.log())]
+
+    @property
+    def pid(self) -> int:
+        return self.pids()[-1]
+
+    def is_ready(self) -> bool:
+        return bool(self.pids()) and str(self.pid) in READY.findall(self.log())
+
+    def wait_ready(self) -> int:
+        """Until the newest keeper's template has rehearsed; its pid."""
+        wait_until(self.is_ready, what="the template")
+        return self.pid
+
+    def is_alive(self, pid: int | None = None) -> bool:
+        return state_of(self.pid if pid is None else pid) not in ("", "Z")
+
+    def is_parent_of(self, pid: int) -> bool:
+        """Waits for the process in between to end, which forked it and has nothing more to do."""
+        try:
+            return wait_until(lambda: parent_of(pid) == self.pid, deadline_s=2, what="the parent to be the keeper")
+        except AssertionError:
+            return False
+
+    def children(self) -> list[int]:
+        return [int(pid) for pid in leaks.read(f"/proc/{self.pid}/task/{self.pid}/children").split()]
+
+    def template(self) -> int:
+        """The template in use: of its kind the one that itself has nobody waiting for a word."""
+        return int(re.findall(r"template (\d+) is ready", self.log())[-1])
+
+    def sockets(self) -> list[str]:
+        names = os.listdir(self.directory) if os.path.isdir(self.directory) else []
+        return [os.path.join(self.directory, name) for name in names if "." not in name]
+
+    def kill(self, signum: int = signal.SIGKILL) -> None:
+        """End the newest keeper."""
+        pid = self.pid
+        os.kill(pid, signum)
+        wait_until(lambda: not self.is_alive(pid), what="the keeper to end")
+
+    # --- the end
+
+    def close(self) -> None:
+        for bundle in self.started:
+            bundle.close()
+        for pid in self.pids():
+            if self.is_alive(pid):
+                os.kill(pid, signal.SIGCONT)
+                os.kill(pid, signal.SIGTERM)
+                wait_until(lambda pid=pid: not self.is_alive(pid), what="the keeper to end")  # type: ignore[misc]
+        for root in leaks.cgroup_roots():
+            path = os.path.join(root, self.cgroup)
+            if os.path.isdir(path):
+                wait_until(lambda path=path: remove_cgroup(path), what="the keeper's cgroup to be empty")  # type: ignore[misc]
+        shutil.rmtree(self.folder)
+
+    def __enter__(self) -> "KeeperBox":
+        return self
+
+    def __exit__(self, *_failure: object) -> None:
+        self.close()
+
+
+class Bundle:
+    """A bundle directory without a root file system."""
+
+    def __init__(self, keeper: KeeperBox, name: str) -> None:
+        self.keeper = keeper
+        self.id = name
+        self.path = os.path.join(keeper.folder, name)
+        os.mkdir(self.path, 0o700)
+        with open(os.path.join(self.path, "config.json"), "w", encoding="utf-8") as file:
+            json.dump({"ociVersion": "1.0.2"}, file)
+
+    def command(self, *words: str) -> list[str]:
+        return [sys.executable, "-m", "shim", *self.arguments(*words)]
+
+    def arguments(self, *words: str) -> list[str]:
+        return ["-namespace", NAMESPACE, "-address", f"{self.keeper.folder}/none.sock", "-id", self.id, *words]
+
+    def begin(self, *, prefix: Sequence[str] = (), **options: Any) -> "subprocess.Popen[bytes]":
+        """`start`, not waited for."""
+        environment = {**os.environ, **self.keeper.environment, **options.pop("environment", {})}
+        return subprocess.Popen(
+            [*prefix, *self.command("start")], cwd=self.path, env=environment,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options,
+        )  # fmt: skip
+
+    def start(self, **options: Any) -> str:
+        """`start` to its end: the address."""
+        return finish(self.begin(**options))
+
+    def read(self, name: str) -> str:
+        return leaks.read(os.path.join(self.path, name))
+
+    @property
+    def shim_pid(self) -> int:
+        return int(self.read("shim.pid"))
+
+    @property
+    def address(self) -> str:
+        return self.read("address")
+
+    def info(self) -> Any:
+        from ttrpc.api import shim
+
+        with BlockingClient.connect(self.address) as client:
+            return client.call("shimd.shim.v1.Shim", "Info", shim.InfoRequest(), timeout_s=20)
+
+    def close(self) -> None:
+        """End the shim, if there is one."""
+        try:
+            pid = self.shim_pid
+        except FileNotFoundError:
+            return
+        if state_of(pid) not in ("", "Z") and leaks.read(f"/proc/{pid}/comm").startswith("shim"):
+            os.kill(pid, signal.SIGTERM)
+            wait_until(lambda: state_of(pid) in ("", "Z"), what="the shim to end")
+
+
+def finish(process: "subprocess.Popen[bytes]", *, timeout_s: float = 30.0) -> str:
+    """What a `start` printed. Raises: AssertionError with its words when it failed."""
+    out, _ = process.communicate(timeout=timeout_s)
+    assert process.returncode == 0, out.decode()
+    return out.decode()
+
+
+def state_of(pid: int) -> str:
+    """The letter of proc_pid_stat(5); empty when there is no such process."""
+    try:
+        return leaks.read(f"/proc/{pid}/stat").rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
+
+
+def parent_of(pid: int) -> int:
+    return int(leaks.read(f"/proc/{pid}/stat").rpartition(")")[2].split()[1])
+
+
+def open_files(pid: int) -> list[str]:
+    """What every fd of a process is, sockets and pipes by kind, in the order of the numbers."""
+    found = []
+    for fd in sorted(os.listdir(f"/proc/{pid}/fd"), key=int):
+        target = os.readlink(f"/proc/{pid}/fd/{fd}")
+        found.append(target.partition(":[")[0] if ":[" in target else target)
+    return found
+
+
+def remove_cgroup(path: str) -> bool:
+    try:
+        os.rmdir(path)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
