@@ -22,11 +22,14 @@ if TYPE_CHECKING:
     from shim.stdio import StdioRequest
     from shim.steps import Handler
 
+# Execs that are over and wait to be deleted: as many as clients have under way at once, and more.
+KEPT_ENDED = 64
+
 
 def add(container: "Container", exec_id: str, io: "StdioRequest", spec: bytes) -> None:
     """Register an exec: its id is taken, its streams are open (so a client can attach first), nothing runs yet.
 
-    Raises: AlreadyExists; UNKNOWN unless the container is created or runs; InvalidArgument for a process nobody could run.
+    Raises: AlreadyExists; UNKNOWN unless the container is created or runs; InvalidArgument for what nobody could run.
     """
     container.require("exec")
     if exec_id == container.id:
@@ -153,6 +156,26 @@ def delete(container: "Container", process: Process) -> "Handler":
     container.parts.exits.forget(process.exec_id)
     if not process.told.fired:
         process.told.fire(None)
+
+
+def forget_surplus(container: "Container", stored_seq: int) -> None:
+    """Forget execs that are over, stored elsewhere, and deleted by nobody, such as detached ones: all but the newest.
+
+    Whoever asks for one afterwards is answered by who stored it. One that a client is attached to stays.
+    """
+    over = [
+        process
+        for process in container.execs.values()
+        if process.told.fired
+        and process.exit is not None
+        and process.exit.seq <= stored_seq
+        and (process.stdio is None or not process.stdio.attached)
+    ]
+    if len(over) > KEPT_ENDED:
+        over.sort(key=lambda process: process.exit.seq if process.exit is not None else 0)
+        for process in over[:-KEPT_ENDED]:
+            # Its only failure is that somebody has deleted it meanwhile.
+            container.parts.loop.spawn(delete(container, process), lambda _value, _error: None)
 
 
 def _file(container: "Container", exec_id: str, name: str) -> str:

@@ -3,6 +3,7 @@
 
 import os
 
+from shim import execs
 from shim.errors import failed_precondition, invalid_argument, not_found
 from shim.journal import Cursor
 from shim.lifecycle import DELETED
@@ -80,6 +81,8 @@ class ShimService:
         if request.seq > journal.last_seq:
             raise invalid_argument(f"seq {request.seq} is beyond the newest record, {journal.last_seq}")
         journal.ack(request.seq)
+        if self._tasks.container is not None:
+            execs.forget_surplus(self._tasks.container, journal.acked_seq)
         return wkt.Empty()
 
     def Exits(self, _request: "shim.ExitsRequest", _call: "ServerCall") -> "shim.ExitsResponse":
