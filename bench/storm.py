@@ -14,6 +14,7 @@ from bench.rig import CALL_DEADLINE_S, Rig
 from ttrpc.api import shimd
 from ttrpc.errors import DeadlineExceeded, TtrpcError
 
+PATIENCE_S = 60
 LIFE_S = (0.0, 0.8)  # how long a daemon lives after it serves; some die while they still adopt
 STILLBORN_SHARE = 0.2  # of the daemons, so many die before they need serve:
 BOOT_S = (0.0, 0.4)  # after this long
@@ -58,7 +59,8 @@ class Storm:
 
     def shimctl(self, *words: str, codes: range = range(1)) -> subprocess.CompletedProcess[str]:
         """One command of a person who knows nothing of the daemon's deaths; an unexpected end is a failure."""
-        argv = self.daemon.client(*words)
+        # The killer may strike before a daemon serves, again and again: what is asked here is patience, not luck.
+        argv = self.daemon.client("--reconnect", str(PATIENCE_S), *words)
         done = subprocess.run(argv, check=False, capture_output=True, text=True, timeout=CALL_DEADLINE_S, stdin=-3)
         if done.returncode not in codes:
             self.failures.append(f"shimctl {' '.join(words[:4])} …: exit {done.returncode}: {done.stderr.strip()}")

@@ -20,7 +20,7 @@ from ttrpc.status import Code
 COPIER = """#!/bin/sh
 echo "$@" >>{base}.args
 env | grep -v -e ^PWD= -e ^OLDPWD= -e ^SHLVL= -e ^_= | sort >>{base}.env
-ls /proc/$$/fd | tr '\\n' ' ' >>{base}.fds
+ls /proc/$$/fd >>{base}.fds
 echo $$ >>{base}.pid
 exec 5>&-
 cat <&4 >>{base}.err &

@@ -207,7 +207,8 @@ def children() -> list[int]:
     """This process's children, zombies among them. Source: proc(5), CONFIG_PROC_CHILDREN."""
     found: list[int] = []
     for thread in os.listdir("/proc/self/task"):
-        found += map(int, read(f"/proc/self/task/{thread}/children").split())
+        with contextlib.suppress(FileNotFoundError):  # the thread has ended: its children went to another one
+            found += map(int, read(f"/proc/self/task/{thread}/children").split())
     return found
 
 
