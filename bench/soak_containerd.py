@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 
 from bench.measure import commit, machine, memory_kib
 from bench.rig import rig
+from shim import launcher
 from tests.support.containerdbox import KEEPER, OUR_RUNTIME, ContainerdBox, Result, open_box
 from tests.support.waiting import wait_until
 
@@ -158,11 +159,14 @@ def main(argv: list[str]) -> int:
     if os.geteuid() != 0:
         print("this runs real containers and needs root", file=sys.stderr)
         return 2
-    env = {"SHIMD_KEEPER": "off"} if options.keeper == "off" else {}
+    if options.keeper == "off":
+        os.environ["SHIMD_KEEPER"] = "off"
     with rig() as ground:
-        folder = os.path.join(ground.folder, "box")
-        os.mkdir(folder)
-        with open_box(folder, ground.namespace, env=env, level="warn") as box:
+        folder, programs = (os.path.join(ground.folder, name) for name in ("box", "bin"))
+        for path in (folder, programs):
+            os.mkdir(path)
+        launcher.install(programs)  # the program a containerd user is to install: pip's own asks no keeper
+        with open_box(folder, ground.namespace, path_first=[programs], level="warn") as box:
             play = Soak(box, options.runtime, options.jobs)
             soak(play, options.runs, options.execs)
             leaks, grown = play.leaks(), play.grown()

@@ -24,6 +24,7 @@ GO_RUNTIME = "io.containerd.runc.v2"
 OUR_RUNTIME = "io.containerd.shimd.v2"
 OUR_SHIM = "containerd-shim-shimd-v2"
 KEEPER = "shimd-keeper"
+KEEPERS = (KEEPER, "shimd-template")  # it, and what it forks shims from: they stay, to be quick the next time
 BOX_MARK = "SHIMD_INTEROP_BOX"  # in the environment of everything the box starts, the shims included
 BOOT_S = 20.0
 CALL_S = 30.0  # no ctr command takes longer than that, even on a crowded machine
@@ -233,7 +234,7 @@ class ContainerdBox:
     def leftovers(self) -> Leftovers:
         """What containers that were all deleted should not have left behind."""
         found = Leftovers()
-        found.processes = [text for text in self.processes().values() if not text.startswith(KEEPER)]
+        found.processes = [text for text in self.processes().values() if not text.startswith(KEEPERS)]
         found.processes += [f"container process {pid}" for pid in self.container_pids()]
         found.mounts = [path for path in leaks.mounts() if path.startswith(self.folder)]
         found.cgroups = [path for path in self.cgroups() if os.path.basename(path) != self.namespace]
