@@ -1,0 +1,262 @@
+"""The keeper missing, sick, out of date or killed: a `start` works all the same, and nobody who lives is harmed."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import time
+
+from shim import launch
+from tests.support import leaks
+from tests.support.keeperbox import KeeperBox, finish, parent_of, state_of
+from tests.support.shimbox import ShimBox
+from tests.support.waiting import wait_until
+from ttrpc.api import task
+
+COLD = "started without the keeper"
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+UNTIL_TOLD = ["sh", "-c", "while [ ! -e /go ]; do sleep 0.02; done; exit 42"]
+
+
+# --- killed
+
+
+def test_a_killed_keeper_harms_nobody_and_the_next_start_gets_another() -> None:
+    with KeeperBox() as keeper, keeper.shim(["sleep", "1000"]) as box:
+        box.create()
+        box.start()
+        first = keeper.pid
+        assert keeper.is_parent_of(box.shim_pid)
+        keeper.kill()
+
+        assert box.state().status == 2
+        assert box.run_exec("e1", ["sh", "-c", "exit 7"]).exit_status == 7
+        bundle = keeper.bundle("c1")
+        bundle.start()
+        assert bundle.info().pid == bundle.shim_pid
+        assert keeper.is_parent_of(bundle.shim_pid)
+        assert keeper.pid != first
+        box.kill(9)
+        assert box.wait().exit_status == 137
+
+
+def test_a_template_that_dies_is_made_anew() -> None:
+    """Even of one that is killed again and again a start notices nothing."""
+    with KeeperBox() as keeper:
+        keeper.bundle("first").start()
+        keeper.wait_ready()
+        os.kill(keeper.template(), signal.SIGKILL)
+        for number in range(6):
+            bundle = keeper.bundle(f"c{number}")
+            bundle.start()
+            assert keeper.is_parent_of(bundle.shim_pid)
+            assert bundle.info().pid == bundle.shim_pid
+
+        assert "making another" in keeper.log()
+        assert len(keeper.pids()) == 1
+
+
+def test_copies_that_die_while_they_wait_are_replaced() -> None:
+    with KeeperBox() as keeper:
+        shim = keeper.bundle("first")
+        shim.start()
+        keeper.wait_ready()
+        wait_until(lambda: len(keeper.children()) == 4, what="template, two spares, and the shim")
+        for pid in set(keeper.children()) - {keeper.template(), shim.shim_pid}:
+            os.kill(pid, signal.SIGKILL)
+        bundle = keeper.bundle("c1")
+        bundle.start()
+
+        assert bundle.info().pid == bundle.shim_pid
+        wait_until(lambda: len(keeper.children()) == 5, what="two spares again")
+
+
+# --- sick
+
+
+def test_a_stopped_keeper_is_given_up_and_replaced() -> None:
+    """The shim starts cold and says why; what the old keeper was asked has no effect when it goes on."""
+    with KeeperBox() as keeper:
+        keeper.bundle("first").start()
+        sick = keeper.wait_ready()
+        (path,) = keeper.sockets()
+        os.link(path, keeper.folder + "/old")
+        os.kill(sick, signal.SIGSTOP)
+        bundle = keeper.bundle("c1")
+        began = time.monotonic()
+        bundle.start()
+        assert time.monotonic() - began < launch.ANSWER_S + 5
+
+        pid = bundle.info().pid
+        assert parent_of(pid) != sick
+        assert f"{COLD}: it does not answer within 2 s" in bundle.read("shim.log")
+        after = keeper.bundle("c2")
+        after.start()
+        assert len(keeper.pids()) == 2
+        assert keeper.is_parent_of(after.shim_pid)
+        children = set(leaks.read(f"/proc/{sick}/task/{sick}/children").split())
+        os.kill(sick, signal.SIGCONT)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as last:
+            last.connect(keeper.folder + "/old")
+            last.send(b"everybody before me has been read")
+            assert b"refused" in last.recv(4096)
+        assert set(leaks.read(f"/proc/{sick}/task/{sick}/children").split()) == children
+        assert (bundle.shim_pid, bundle.info().pid) == (pid, pid)
+
+
+def test_a_stuck_template_is_a_sick_keeper_for_as_long_as_it_lasts() -> None:
+    """Shims that wait for a copy in vain are given back in time: bundle and address are free for the cold start."""
+    with KeeperBox() as keeper:
+        keeper.bundle("first").start()
+        keeper.wait_ready()
+        template = keeper.template()
+        wait_until(lambda: len(keeper.children()) == 4, what="template, two spares, and the shim")
+        os.kill(template, signal.SIGSTOP)
+        bundles = [keeper.bundle(f"c{number}") for number in range(4)]
+        for process in [bundle.begin() for bundle in bundles]:
+            finish(process)
+        said = [COLD in bundle.read("shim.log") for bundle in bundles if bundle.info()]
+        os.kill(template, signal.SIGCONT)
+
+        assert sorted(said) == [False, False, True, True]
+        last = keeper.bundle("last")
+        last.start()
+        assert keeper.is_parent_of(last.shim_pid)
+
+
+# --- missing, and not to be had
+
+
+def test_where_no_keeper_can_be_started_shims_start_cold_and_say_why() -> None:
+    with KeeperBox() as keeper:
+        os.mkdir(keeper.directory, 0o777)
+        os.chmod(keeper.directory, 0o777)
+        bundle = keeper.bundle("c1")
+        bundle.start()
+
+        assert bundle.info().pid == bundle.shim_pid
+        assert f"{COLD}: {keeper.directory} is not ours alone" in bundle.read("shim.log")
+
+
+def test_a_keeper_that_cannot_import_is_no_harm() -> None:
+    """A broken installation of what only the keeper needs: the socket it leaves behind refuses, shims start cold."""
+    with KeeperBox(python_path=_copy_of_the_code()) as keeper:
+        code = keeper.environment["PYTHONPATH"]
+        try:
+            with open(os.path.join(code, "shim", "keeper_loop.py"), "w", encoding="ascii") as file:
+                file.write("raise ImportError('half an upgrade')\n")
+            bundle = keeper.bundle("c1")
+            bundle.start()
+
+            assert bundle.info().pid == bundle.shim_pid
+            assert COLD in bundle.read("shim.log")
+            assert keeper.pids() == []
+        finally:
+            shutil.rmtree(code)
+
+
+# --- out of date
+
+
+def test_changed_code_gets_a_keeper_of_its_own_and_the_old_one_ends_with_its_last_shim() -> None:
+    with KeeperBox(python_path=_copy_of_the_code()) as keeper:
+        code = keeper.environment["PYTHONPATH"]
+        try:
+            before = keeper.bundle("before")
+            before.start()
+            old = keeper.wait_ready()
+            _replace(os.path.join(code, "shim", "version.py"), 'VERSION = "0.1.0"', 'VERSION = "9.9.9"')
+            after = keeper.bundle("after")
+            after.start()
+
+            assert keeper.pid != old
+            assert keeper.is_parent_of(after.shim_pid)
+            assert (before.info().version, after.info().version) == ("0.1.0", "9.9.9")
+            assert COLD not in after.read("shim.log")
+            assert keeper.is_alive(old)
+            before.close()
+            wait_until(lambda: not keeper.is_alive(old), what="the old keeper to end")
+            assert "version.py has changed" in keeper.log()
+            assert after.info().pid == after.shim_pid
+        finally:
+            shutil.rmtree(code)
+
+
+def _copy_of_the_code() -> str:
+    path = os.path.join(os.environ["TMPDIR"], f"code-{time.monotonic_ns()}")
+    for package in ("shim", "ttrpc"):
+        shutil.copytree(os.path.join(ROOT, package), os.path.join(path, package))
+    return path
+
+
+def _replace(path: str, old: str, new: str) -> None:
+    text = leaks.read(path)
+    assert old in text
+    with open(path + ".new", "w", encoding="utf-8") as file:
+        file.write(text.replace(old, new))
+    os.rename(path + ".new", path)
+
+
+# --- what dead shims leave
+
+
+def test_the_keeper_notes_how_a_container_ended_whose_shim_is_dead() -> None:
+    """Init falls to it with its shim's death; the note has the exact status, and `delete` answers with it."""
+    with KeeperBox() as keeper, keeper.shim(UNTIL_TOLD) as box:
+        box.create()
+        box.start()
+        init = box.state().pid
+        os.kill(box.shim_pid, signal.SIGKILL)
+        wait_until(lambda: parent_of(init) == keeper.pid, what="init to fall to the keeper")
+        _go(box)
+        note = json.loads(wait_until(lambda: _read(box.path(f"keeper-exit.{init}")), what="the note"))
+
+        assert (note["pid"], note["wait_status"], note["shim_pid"]) == (init, 42 << 8, box.shim_pid)
+        done = box.run_shim("-bundle", box.bundle, "delete")
+        answer = task.DeleteResponse.FromString(done.stdout)
+        assert (answer.pid, answer.exit_status) == (init, 42)
+        assert answer.exited_at.ToNanoseconds() == note["exited_at_ns"]
+
+
+def test_an_exec_whose_shim_is_dead_is_noted_too() -> None:
+    with KeeperBox() as keeper, keeper.shim(["sleep", "1000"]) as box:
+        box.create()
+        box.start()
+        box.add_exec("e1", UNTIL_TOLD)
+        pid = box.start("e1").pid
+        os.kill(box.shim_pid, signal.SIGKILL)
+        wait_until(lambda: parent_of(pid) == keeper.pid, what="the exec to fall to the keeper")
+        _go(box)
+
+        note = json.loads(wait_until(lambda: _read(box.path(f"keeper-exit.{pid}")), what="the note"))
+        assert note["wait_status"] == 42 << 8
+
+
+def test_a_shim_and_its_container_killed_at_once_are_told_apart() -> None:
+    """However the kernel orders the two deaths, the keeper knows whose the orphan was."""
+    with KeeperBox() as keeper, keeper.shim(["sleep", "1000"]) as box:
+        box.create()
+        box.start()
+        init = box.state().pid
+        os.kill(keeper.pid, signal.SIGSTOP)
+        os.kill(box.shim_pid, signal.SIGKILL)
+        wait_until(lambda: parent_of(init) == keeper.pid, what="init to fall to the keeper")
+        os.kill(init, signal.SIGKILL)
+        wait_until(lambda: state_of(init) == "Z", what="init to die")
+        os.kill(keeper.pid, signal.SIGCONT)
+
+        note = json.loads(wait_until(lambda: _read(box.path(f"keeper-exit.{init}")), what="the note"))
+        assert note["wait_status"] == signal.SIGKILL
+
+
+def _go(box: ShimBox) -> None:
+    with open(os.path.join(box.rootfs, "go"), "w", encoding="ascii"):
+        pass
+
+
+def _read(path: str) -> str:
+    try:
+        return leaks.read(path)
+    except FileNotFoundError:
+        return ""
