@@ -44,6 +44,7 @@ def version(args: argparse.Namespace) -> int:
 
 def daemon_info(args: argparse.Namespace) -> int:
     """`shimctl daemon info`."""
+    from daemon.ctl import host
     from daemon.ctl.client import SHIMD, open_daemon
     from daemon.ctl.describe import shim_as_json
     from daemon.ctl.jsonable import jsonable
@@ -52,20 +53,27 @@ def daemon_info(args: argparse.Namespace) -> int:
     with open_daemon(args) as daemon:
         info = daemon.call(SHIMD, "Info", shimd.InfoRequest())
         shims = daemon.call(SHIMD, "Shims", shimd.ShimsRequest(all_namespaces=True)).shims
+    host_found = host.host_as_json((info.root_dir, info.state_dir))
+    process = host.process_as_json(info.pid)
     if args.json:
         fields = {name: getattr(info, name) for name in info.DESCRIPTOR.fields_by_name if name != "started_at"}
         found = {
             **fields,
             "started_at": jsonable(info).get("started_at"),
-            "shims": [shim_as_json(each) for each in shims],
+            "host": host_found,
+            "process": process,
+            "shims": [{**shim_as_json(each), "process": host.process_as_json(each.pid)} for each in shims],
         }
         _print_json(found)
     else:
-        _print_info(info, list(shims))
+        _print_info(info, list(shims), host_found, process)
     return 0
 
 
-def _print_info(info: "Any", shims: "list[Any]") -> None:
+def _print_info(
+    info: "Any", shims: "list[Any]", host_found: "dict[str, Any]", process: "dict[str, Any] | None"
+) -> None:
+    from daemon.ctl import host
     from daemon.ctl.describe import shim_as_json
     from daemon.ctl.tables import Cell, Column, print_table
     from daemon.ctl.units import span_words
@@ -76,6 +84,8 @@ def _print_info(info: "Any", shims: "list[Any]") -> None:
     print(f"shimd {info.version}, pid {info.pid}{up}{', still recovering' if info.recovering else ''}")
     print(f"root {info.root_dir}, state {info.state_dir}")
     print(f"events {info.oldest_event_seq} to {info.newest_event_seq}")
+    taken = [found for found in (host.process_as_json(each.pid) for each in shims) if found is not None]
+    print("\n".join(host.lines(host_found, process, taken)))
     print(f"shims: {len(shims)}, of them {info.adopted} adopted at its start, {info.unreachable} unreachable\n")
     rows = []
     for each in shims:
@@ -122,8 +132,9 @@ VERSION = Command(
 DAEMON_INFO = Command(
     daemon_info,
     description="""\
-The daemon: since when, how far its recovery is, which events it stores; and every shim it knows in every namespace,
-with its health. `unreachable` is a shim whose socket does not answer: its container may well run.
+The daemon: since when, how far its recovery is, which events it stores; what it takes of the machine, and what is left
+there: memory, load, the disks of its directories, open files. And every shim it knows in every namespace, with its
+health. `unreachable` is a shim whose socket does not answer: its container may well run.
 """,
     examples="""\
   shimctl daemon info

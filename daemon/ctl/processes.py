@@ -1,8 +1,7 @@
-"""`shimctl top`: the processes of a container, by what /proc says about them."""
+"""`shimctl top`: the processes of a container, as the host sees them."""
 
 import argparse
 import json
-import os
 import time
 
 from daemon.ctl.commands import Command
@@ -15,58 +14,74 @@ if TYPE_CHECKING:
     from daemon.ctl.client import Daemon
 
 
+# psutil's words as ps(1) has them.
+_LETTERS = {
+    "running": "R",
+    "sleeping": "S",
+    "disk-sleep": "D",
+    "stopped": "T",
+    "tracing-stop": "t",
+    "zombie": "Z",
+    "dead": "X",
+    "idle": "I",
+    "parked": "P",
+}
+
+
 class Process:
-    """One process as /proc shows it. Source: proc(5), stat, status and cmdline."""
+    """One process as the host sees it. None where the kernel tells nothing, as of a zombie.
+
+    Raises: psutil.NoSuchProcess.
+    """
 
     __slots__ = (
         "command",
         "cpu_s",
         "exec_id",
+        "fds",
         "inner_pid",
         "pid",
         "ppid",
+        "read_bytes",
         "rss_bytes",
         "state",
         "threads",
         "uid",
         "up_s",
+        "user",
+        "written_bytes",
     )
 
-    def __init__(self, pid: int, exec_id: str, proc: str = "/proc") -> None:
-        with open(f"{proc}/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            head, _, tail = file.read().rpartition(")")
-        fields = tail.split()
-        ticks = os.sysconf("SC_CLK_TCK")
+    def __init__(self, pid: int, exec_id: str) -> None:
+        import psutil
+
+        found = psutil.Process(pid)
         self.pid = pid
         self.exec_id = exec_id
-        self.state = fields[0]
-        self.ppid = int(fields[1])
-        self.cpu_s = (int(fields[11]) + int(fields[12])) / ticks
-        self.threads = int(fields[17])
-        self.up_s = time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / ticks
-        self.rss_bytes = int(fields[21]) * os.sysconf("SC_PAGESIZE")
-        self.uid = 0
-        self.inner_pid = pid
-        with open(f"{proc}/{pid}/status", encoding="utf-8", errors="replace") as file:
-            for line in file:
-                if line.startswith("Uid:"):
-                    self.uid = int(line.split()[2])
-                elif line.startswith("NSpid:"):
-                    self.inner_pid = int(line.split()[-1])
-        with open(f"{proc}/{pid}/cmdline", "rb") as raw:
-            words = raw.read().rstrip(b"\0").split(b"\0")
-        # A zombie or kernel thread has no command line: its name in brackets, as ps shows it.
-        self.command = b" ".join(words).decode("utf-8", "replace") or f"[{head.partition('(')[2]}]"
-
-    @property
-    def user(self) -> str:
-        """The host's name for the effective user, which is whom the kernel checks; the number if it has none."""
-        import pwd
-
-        try:
-            return pwd.getpwuid(self.uid).pw_name
-        except KeyError:
-            return str(self.uid)
+        self.fds: int | None = None
+        self.read_bytes: int | None = None
+        self.written_bytes: int | None = None
+        with found.oneshot():
+            times, word = found.cpu_times(), found.status()
+            self.state = _LETTERS.get(word, word)
+            self.ppid = found.ppid()
+            self.cpu_s = times.user + times.system
+            self.threads = found.num_threads()
+            self.up_s = max(0.0, time.time() - found.create_time())
+            self.rss_bytes = found.memory_info().rss
+            # Whom the kernel checks, under the host's name if it has one.
+            self.uid = found.uids().effective
+            self.user = _name_of(self.uid)
+            try:
+                words = found.cmdline()
+                self.fds = found.num_fds()
+                moved = found.io_counters()
+                self.read_bytes, self.written_bytes = moved.read_bytes, moved.write_bytes
+            except psutil.ZombieProcess:
+                words = []
+            # A zombie or kernel thread has no command line: its name in brackets, as ps shows it.
+            self.command = " ".join(words) or f"[{found.name()}]"
+        self.inner_pid = _inner_pid(pid)
 
     @property
     def cpu_percent(self) -> float:
@@ -74,8 +89,31 @@ class Process:
         return self.cpu_s * 100 / self.up_s if self.up_s > 0 else 0.0
 
 
+def _name_of(uid: int) -> str:
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _inner_pid(pid: int) -> int:
+    """The pid it knows itself by. Source: proc_pid_status(5), NSpid; psutil has it not."""
+    try:
+        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
+            for line in file:
+                if line.startswith("NSpid:"):
+                    return int(line.split()[-1])
+    except (FileNotFoundError, ProcessLookupError):
+        pass
+    return pid
+
+
 def processes_of(daemon: "Daemon", container_id: str) -> list[Process]:
     """The container's processes in the order of their pids; those that end while we look are left out."""
+    import psutil
+
     from daemon.ctl.client import TASKS
     from daemon.ctl.jsonable import decode
     from ttrpc.api import tasks
@@ -86,7 +124,7 @@ def processes_of(daemon: "Daemon", container_id: str) -> list[Process]:
         exec_id = getattr(details, "exec_id", "")
         try:
             found.append(Process(info.pid, "" if exec_id == container_id else exec_id))
-        except (FileNotFoundError, ProcessLookupError):
+        except psutil.NoSuchProcess:
             continue
     return sorted(found, key=lambda process: process.pid)
 
@@ -94,7 +132,6 @@ def processes_of(daemon: "Daemon", container_id: str) -> list[Process]:
 def as_json(process: Process) -> "dict[str, Any]":
     """Raw values: seconds, bytes, numbers."""
     made: dict[str, Any] = {name: getattr(process, name) for name in Process.__slots__}
-    made["user"] = process.user
     made["cpu_s"], made["up_s"] = round(process.cpu_s, 2), round(process.up_s, 2)
     return made
 
@@ -122,6 +159,9 @@ def _print(found: list[Process], *, cut: bool) -> None:
     from daemon.ctl.tables import Column, print_table
     from daemon.ctl.units import binary_bytes, clock_words
 
+    def size(count: int | None) -> str:
+        return "--" if count is None else binary_bytes(count)
+
     has_execs = any(each.exec_id for each in found)
     columns = [
         Column("PID", right=True),
@@ -132,6 +172,8 @@ def _print(found: list[Process], *, cut: bool) -> None:
         Column("THREADS", right=True),
         Column("CPU %", right=True),
         Column("MEMORY", right=True),
+        Column("FILES", right=True),
+        Column("READ / WRITTEN"),
         Column("TIME"),
         *([Column("EXEC")] if has_execs else []),
         Column("COMMAND", least=12),
@@ -146,6 +188,8 @@ def _print(found: list[Process], *, cut: bool) -> None:
             str(each.threads),
             f"{each.cpu_percent:.1f}",
             binary_bytes(each.rss_bytes),
+            "--" if each.fds is None else str(each.fds),
+            f"{size(each.read_bytes)} / {size(each.written_bytes)}",
             clock_words(each.cpu_s),
             *([each.exec_id] if has_execs else []),
             each.command,
@@ -165,7 +209,7 @@ TOP = Command(
     top,
     description="""\
 The processes of a container: pid on the host and inside, the host's name for the user, state, CPU over its life,
-memory, CPU time, and which exec a process is the first of.
+memory, open files, what it moved from and to disks, CPU time, and which exec a process is the first of.
 """,
     examples="""\
   shimctl top web

@@ -362,7 +362,11 @@ def test_daemon_info(box: CtlBox) -> None:
     assert found["pid"] == box.daemon.daemon.pid  # type: ignore[union-attr]
     assert {each["container_id"] for each in mine} == box.ids()
     assert {each["health"] for each in mine} == {"serving"}
-    assert f"root {box.daemon.root}" in box.ctl.output("daemon", "info")
+    assert found["process"]["fds"] > 3
+    assert all(each["process"]["pss_bytes"] > 0 for each in mine)
+    told = box.ctl.output("daemon", "info")
+    assert f"root {box.daemon.root}" in told
+    assert f"disk of {box.daemon.root}: " in told
 
 
 def test_namespaces_are_apart(box: CtlBox) -> None:

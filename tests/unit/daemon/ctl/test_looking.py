@@ -3,11 +3,12 @@
 import argparse
 import json
 import os
+import subprocess
 from typing import Any
 
 import pytest
 
-from daemon.ctl import describe, events, ps, stats, update
+from daemon.ctl import describe, events, host, ps, stats, update
 from daemon.ctl.errors import CtlError, UsageError
 from daemon.ctl.processes import Process
 from ttrpc.api import cgroups1, cgroups2, containers, descriptor, process, shim, shimd, wkt
@@ -216,6 +217,35 @@ def test_a_process_is_read_from_proc() -> None:
     assert made.inner_pid == os.getpid()
     assert made.rss_bytes > 1 << 20
     assert "pytest" in made.command
+    assert (made.fds or 0) > 2
+    assert 0 <= made.cpu_percent < 100 * made.threads + 100
+    assert made.state in "RS"
+
+
+def test_a_zombie_has_a_name_and_not_more() -> None:
+    with subprocess.Popen(["true"]) as child:
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        made = Process(child.pid, "")
+    assert (made.state, made.command, made.fds, made.read_bytes) == ("Z", "[true]", None, None)
+
+
+# --- the host
+
+
+def test_the_host_s_figures_and_a_process_s() -> None:
+    """Room of each directory once; what is not there is left out."""
+    found = host.host_as_json(["/", "/", "/no/such/directory"])
+    assert found["memory"]["total_bytes"] >= found["memory"]["available_bytes"] > 0
+    assert [disk["directory"] for disk in found["disks"]] == ["/"]
+    mine = host.process_as_json(os.getpid())
+    assert mine is not None
+    assert mine["rss_bytes"] >= mine["pss_bytes"] > 0
+    assert 2 < mine["fds"] < mine["fds_limit"]
+    assert host.process_as_json(0x7FFFFFFF) is None
+    told = host.lines(found, mine, [mine, mine])
+    assert len(told) == 4
+    found["disks"][0]["used_percent"] = 95
+    assert "nearly full" in host.lines(found, None, [])[1]
 
 
 # --- update
