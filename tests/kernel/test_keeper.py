@@ -196,6 +196,29 @@ def test_keeper_and_shims_are_out_of_the_callers_cgroup() -> None:
             assert all(line.endswith(f":/{keeper.cgroup}") for line in moved)
 
 
+def test_where_systemd_runs_it_is_asked_for_a_scope(short_dir: str) -> None:
+    """It owns the tree of cgroups there. What is asked is systemd's own interface; what it says is believed."""
+    with open(f"{short_dir}/busctl", "w", encoding="ascii") as file:
+        file.write(f'#!/bin/sh\necho "$@" > {short_dir}/asked\nexit $(cat {short_dir}/code)\n')
+    os.chmod(f"{short_dir}/busctl", 0o755)
+    code = "import sys; from shim import keeper_home; print(keeper_home.move_out('kept', systemd_runs=sys.argv[1]))"
+    said = []
+    for status in ("0", "1"):
+        with open(f"{short_dir}/code", "w", encoding="ascii") as file:
+            file.write(status)
+        environment = {**os.environ, "PATH": f"{short_dir}:{os.environ['PATH']}"}
+        command = [sys.executable, "-c", code, short_dir]
+        said.append(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+
+    asked = leaks.read(f"{short_dir}/asked").split()
+    unit = asked[asked.index("ssa(sv)a(sa(sv))") + 1]
+    pid = asked[asked.index("PIDs") + 3]
+    assert "StartTransientUnit" in asked
+    assert unit == f"kept-{pid}.scope"
+    assert said[0].startswith("in kept-")
+    assert "left as it is" in said[1]
+
+
 # --- the life of a container
 
 
