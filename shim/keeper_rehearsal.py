@@ -36,6 +36,7 @@ ID = "rehearsal"
 # Code is specialised after it ran eight times; what runs once in a life needs as many lives.
 LIVES = 10
 MEMORY = "/dev/shm"  # noqa: S108 - a life is mostly waiting for the disk elsewhere; the folder made in it is ours alone
+FOLDER = "shimd-rehearsal-"
 STEP_S = 2.0
 NO_PID = 1 << 23  # above any pid there can be (PID_MAX_LIMIT is 2^22)
 PROCESS_URL = "types.containerd.io/opencontainers/runtime-spec/1/Process"
@@ -49,9 +50,10 @@ def rehearse_in_memory(folder: str) -> str:
     lives = os.environ.get("SHIMD_KEEPER_LIVES", "")
     count = int(lives) if lives.isdigit() else LIVES
     parent = MEMORY if os.access(MEMORY, os.W_OK | os.X_OK) else folder
-    path = os.path.join(parent, f"shimd-rehearsal-{os.getpid()}")
+    path = os.path.join(parent, f"{FOLDER}{os.getpid()}")
     started = time.monotonic()
     try:
+        _sweep(parent)
         os.mkdir(path, 0o700)
         rehearse(path, count)
     except Exception as error:  # noqa: BLE001 - shims only share less
@@ -59,6 +61,13 @@ def rehearse_in_memory(folder: str) -> str:
     finally:
         shutil.rmtree(path, ignore_errors=True)
     return f"{count} lives rehearsed in {(time.monotonic() - started) * 1000:.0f} ms"
+
+
+def _sweep(parent: str) -> None:
+    """Remove what rehearsals left that were killed."""
+    for name in os.listdir(parent):
+        if name.startswith(FOLDER) and not os.path.exists(f"/proc/{name.removeprefix(FOLDER)}"):
+            shutil.rmtree(os.path.join(parent, name), ignore_errors=True)
 
 
 def rehearse(folder: str, lives: int) -> None:

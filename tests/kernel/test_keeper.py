@@ -280,7 +280,7 @@ def test_the_rehearsal_succeeds_and_leaves_nothing() -> None:
 
         assert "lives rehearsed in" in keeper.log()
         assert "failed" not in keeper.log()
-        assert [name for name in os.listdir("/dev/shm") if name.startswith("shimd-rehearsal")] == []
+        assert not os.path.exists(f"/dev/shm/shimd-rehearsal-{keeper.template()}")
         wait_until(lambda: len(keeper.children()) == 4, what="template, two spares, and the shim")
 
 
