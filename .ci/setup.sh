@@ -112,6 +112,8 @@ say "installing shimd$extra and its dependencies into it (pip)"
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
 log=$venv/pip.log
 "$venv/bin/python" -m pip install --editable "$here$extra" >"$log" 2>&1 || { cat "$log" >&2; die "pip could not install shimd$extra; its words are above"; }
+# containerd runs this one twice for every container: it is written to start quicker than what pip makes.
+"$venv/bin/python" -m shim.launcher "$venv/bin" >"$log" || { cat "$log" >&2; die "the shim's program could not be written"; }
 stamp_text >"$stamp"
 case $what in dev | fuzz) stamp_text >"$venv/.ready-run" ;; esac
 say "ready"
