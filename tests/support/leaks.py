@@ -4,7 +4,8 @@ One test session owns one folder (TMPDIR of the session and all its descendants)
 every process it starts, so what belongs to it can be told from what anybody else does on the machine. A container's
 processes carry neither; they are known by the root file system they were given, which lies in the folder.
 
-With CI in the environment the machine is taken to be ours alone: then any new cgroup or named network namespace counts.
+With SHIMD_TEST_ALONE in the environment the machine is taken to be ours alone: then any new cgroup, any new named network
+namespace, and whatever comes to lie in the default folders of daemon and shim counts.
 """
 
 import contextlib
@@ -23,6 +24,7 @@ from dataclasses import dataclass, field
 from tests.support.waiting import wait_until
 
 MARK = "SHIMD_TEST_RUN"
+ALONE = "SHIMD_TEST_ALONE"
 FOLDER_PREFIX = "st-"  # short: a unix socket's path holds 107 bytes, and a shim's socket name takes 64 of them
 OTHER_RUN = re.compile(rf"\b{FOLDER_PREFIX}[0-9a-f]{{8}}")
 SETTLE_S = 2.0  # a process told to end, and its cgroup, need a moment; a leak does not go away
@@ -95,7 +97,7 @@ def begin() -> Session:
     os.environ[MARK] = run
     os.environ["TMPDIR"] = folder
     tempfile.tempdir = folder
-    return Session(run, folder, is_alone=bool(os.environ.get("CI")))
+    return Session(run, folder, is_alone=bool(os.environ.get(ALONE)))
 
 
 def end(session: Session) -> Leaks:
@@ -307,7 +309,7 @@ def places() -> list[str]:
     for place in OUR_PLACES:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             found += [os.path.join(place, name) for name in os.listdir(place)]
-    return found if os.environ.get("CI") else []
+    return found if os.environ.get(ALONE) else []
 
 
 def own_fds() -> list[str]:
