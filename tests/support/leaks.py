@@ -4,8 +4,8 @@ One test session owns one folder (TMPDIR of the session and all its descendants)
 every process it starts, so what belongs to it can be told from what anybody else does on the machine. A container's
 processes carry neither; they are known by the root file system they were given, which lies in the folder.
 
-With SHIMD_TEST_ALONE in the environment the machine is taken to be ours alone: then any new cgroup, any new named network
-namespace, and whatever comes to lie in the default folders of daemon and shim counts.
+With SHIMD_TEST_ALONE in the environment the machine is taken to be ours alone: then any new cgroup, any new named
+network namespace, and whatever comes to lie in the default folders of daemon and shim counts.
 """
 
 import contextlib
