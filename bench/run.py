@@ -15,7 +15,7 @@ from bench.ours import Shimd
 from bench.rig import Daemon, Rig, rig
 
 # In the order they are run; each with a rig of its own.
-SCRIPTS = ("memory", "start", "execs", "exits", "restart", "cli", "rps", "logs")
+SCRIPTS = ("memory", "start", "execs", "exits", "restart", "cli", "rps", "logs", "keeper")
 ALONE = ("daemon_storm",)  # measures ours without a peer, by its own main
 QUICK_SHARE = 5  # --quick divides every size by this: for trying a script, not for a figure anybody quotes
 

@@ -6,6 +6,7 @@ instruction: until the keeper has looked at the caller of `start`, claimed bundl
 """
 
 import _signal  # type: ignore[import-not-found]  # typeshed has no such name
+import _socket
 import gc
 import marshal
 import os
@@ -141,7 +142,7 @@ def be_copy(fd: int, channel_fd: int) -> "NoReturn":
         os.close(channel_fd)
         os.setsid()
         os.write(fd, b"%d" % os.getpid())
-        pair = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fd)
+        pair = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, fd)
         handover, ancillary, _flags, _address = pair.recvmsg(MESSAGE_MAX_BYTES, FDS_ROOM)
         os.close(pair.detach())
         if handover:

@@ -85,7 +85,7 @@ class Shim:
         kernel.become_subreaper()
         kernel.name_process(f"shim:{params.id}", f"shim:{params.id} -namespace {params.namespace}")
         faulthandler.register(signal.SIGUSR1, file=log.fd, all_threads=True)
-        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        # SIGPIPE needs nothing: Python ignores it from its start on.
         self.socket_inode = inode(params.socket_path)
         self.loop = Loop()
         self.loop.on_error = lambda error: log.failure("a callback fails", error)
