@@ -37,6 +37,7 @@ from ttrpc.status import Code
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from shim.process import Process
@@ -250,14 +251,20 @@ class Shim:
         else:
             self.loop.call_later(IDLE_S, self._end_when_idle)
 
-    def finish(self) -> None:
-        """Let answers and events reach their readers, then end. The path goes first: a new shim may take it."""
-        if self.is_finishing:
-            return
-        self.is_finishing = True
-        self._unlink_socket()
-        self._leave_answer()
-        self.server.finish(self._say_farewell, deadline_s=FINISH_S)
+    def finish(self, answer: "Callable[[], None] | None" = None) -> None:
+        """Let answers and events reach their readers, then end.
+
+        Order: the path goes and what `delete` will need is there before ``answer`` is given, for whoever has that may
+        start a new shim, or remove the bundle.
+        """
+        if not self.is_finishing:
+            self._unlink_socket()
+            self._leave_answer()
+        if answer is not None:
+            answer()
+        if not self.is_finishing:
+            self.is_finishing = True
+            self.server.finish(self._say_farewell, deadline_s=FINISH_S)
 
     def _say_farewell(self) -> None:
         if self.forwarder is not None:

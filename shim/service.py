@@ -42,7 +42,12 @@ class TaskService:
     itself and returns None.
     """
 
-    def __init__(self, parts: "Parts", read_stats: "Callable[[Any, int], Any]", shutdown: "Callable[[], None]") -> None:
+    def __init__(
+        self,
+        parts: "Parts",
+        read_stats: "Callable[[Any, int], Any]",
+        shutdown: "Callable[[Callable[[], None]], None]",
+    ) -> None:
         self.parts = parts
         self.container: Container | None = None
         self.creating: Signal | None = None
@@ -240,9 +245,10 @@ class TaskService:
 
     def Shutdown(self, _request: "task.ShutdownRequest", call: "ServerCall") -> None:
         """End this shim, after the answer; while the container is not deleted, nothing."""
-        call.reply(wkt.Empty())
-        if not self.is_needed:
-            self._shutdown()
+        if self.is_needed:
+            call.reply(wkt.Empty())
+        else:
+            self._shutdown(lambda: call.reply(wkt.Empty()))
 
 
 def status_of(container: Container, process: "Process") -> int:
