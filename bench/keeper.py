@@ -167,7 +167,7 @@ def idle(keeper: KeeperBox, count: int, name: str) -> Figures:
 
 def is_serving(bundle: Bundle) -> bool:
     """By its log: a call would make it do more than nothing."""
-    return os.path.exists(f"{bundle.path}/shim.log") and "msg=\"serving " in bundle.read("shim.log")
+    return os.path.exists(f"{bundle.path}/shim.log") and 'msg="serving ' in bundle.read("shim.log")
 
 
 def cold(count: int) -> Figures:
