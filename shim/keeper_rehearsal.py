@@ -18,6 +18,7 @@ from shim.params import Params
 from shim.serve import Shim
 from shim.shimlog import ShimLog
 from shim.shimservice import SERVICE
+from shim.spares import KeeperLink
 from shim.steps import Signal
 from ttrpc.api import runc, shim, task, wkt
 from ttrpc.connection import CALLER, Connection
@@ -93,7 +94,8 @@ class Stage:
         listener.bind(path)
         listener.listen(1)
         params = Params(namespace=ID, id=ID, bundle=bundle, socket_path=path, environment={"PATH": "/bin"})
-        self.shim = Shim(listener.detach(), params, ShimLog(bundle, ID))
+        self.keeper, shims_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.shim = Shim(listener.detach(), params, ShimLog(bundle, ID), KeeperLink(shims_end.detach()))
         self.shim.parts.find_cgroup = _no_cgroup
         self.shim.reaper.start = self._run_runtime  # type: ignore[method-assign]  # the stage plays the runtime
         self.runs = 0
@@ -225,6 +227,7 @@ class Stage:
             self.end_process()
         self.client.close()
         self.shim.close()
+        self.keeper.close()
 
 
 def _no_cgroup(_pid: int) -> object:
