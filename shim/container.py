@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from ttrpc.api.runc import Options
 
 
+# For the keeper to pin init; then we do it ourselves.
+PIN_S = 0.25
+
+
 class Container:
     """Owns init, the execs, the rootfs mounts, the OOM watch, and `state.json`.
 
@@ -116,15 +120,21 @@ class Container:
 
     # --- the pin
 
-    def pin(self) -> None:
+    def pin(self) -> "Handler":
         """Have the kernel keep init's exit status for whoever comes, should all of us be killed. Linux 6.15."""
         init = self.init
         if init.pidfd is None or not init.inode or not pidfds.keeps_exit_status():
             return
         path = pins.pin_path(self.parts.params.socket_path, init.pid, init.inode)
+        pinned = self.parts.spares.pin(path, init.pidfd)
         try:
-            if not self.parts.spares.pin(path, init.pidfd):
-                pins.pin(init.pidfd, path)
+            if pinned is not None:
+                yield Fired(pinned, deadline_s=PIN_S)
+                return
+        except DeadlinePassed:
+            pass
+        try:
+            self.parts.pin(init.pidfd, path)
         except OSError as error:
             self.parts.log.warning(f"its exit status is not pinned: {error}")
 
@@ -132,7 +142,7 @@ class Container:
         path = pins.pin_path(self.parts.params.socket_path, self.init.pid, self.init.inode)
         try:
             if not self.parts.spares.unpin(path):
-                pins.unpin(path)
+                self.parts.unpin(path)
         except OSError as error:
             self.parts.log.warning(f"the pin of its exit status stays: {error}")
 

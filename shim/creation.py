@@ -75,7 +75,7 @@ def _run(container: "Container", stdio: "Stdio", request: "CreateTaskRequest") -
             parts.reaper, "create", *arguments, container.id, deadline_s=runc.CREATE_S, stdio=stdio.child_ends()
         )
         ended = yield from container.adopt(init, pid_file)
-        container.pin()
+        yield from container.pin()
         container.watch_cgroup()
         init.lifecycle.record("created")
         save_and_tell(container, "/tasks/create", created_event(container, request.rootfs))

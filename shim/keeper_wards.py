@@ -6,7 +6,7 @@ import socket
 from array import array
 
 from shim import pins
-from shim.spares import DONE, DROP, HOLD, NAME_MAX_BYTES, PIN, SETTLED, UNPIN
+from shim.spares import DONE, DROP, HOLD, NAME_MAX_BYTES, PIN, PINNED, SETTLED, UNPIN
 from shim.successor import DOOMED
 
 TYPE_CHECKING = False
@@ -84,6 +84,7 @@ class Ward:
             self._drop(name)
         elif message.startswith(PIN) and len(fds) == 1:
             self._do(lambda: pins.pin(fds[0], os.fsdecode(message[len(PIN) :])))
+            self._say(PINNED)
         elif message.startswith(UNPIN):
             self._do(lambda: pins.unpin(os.fsdecode(message[len(UNPIN) :])))
         elif message == DONE:
@@ -98,6 +99,12 @@ class Ward:
             pinning()
         except OSError as error:
             self.report(f"a pin of {self.bundle}: {error}")
+
+    def _say(self, word: bytes) -> None:
+        try:
+            self.channel.send(word)
+        except OSError:
+            pass  # it is dead, or so busy that it gives up waiting
 
     def _drop(self, name: str) -> None:
         fd = self.spares.pop(name, None)

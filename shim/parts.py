@@ -2,6 +2,7 @@
 
 import time
 
+from shim import pins
 from shim.journal import EVENT, EXIT
 from shim.spares import Spares
 from ttrpc.api import shim, wkt
@@ -33,7 +34,7 @@ class Parts:
 
     __slots__ = (
         "_retry", "boot_id", "bundle", "dropped_bytes", "exits", "find_cgroup", "incarnation", "journal", "log",
-        "log_bytes", "loop", "make_stdio", "params", "reaper", "spares", "unwritten_exits", "watch_oom",
+        "log_bytes", "loop", "make_stdio", "params", "pin", "reaper", "spares", "unpin", "unwritten_exits", "watch_oom",
     )  # fmt: skip
 
     def __init__(
@@ -66,6 +67,8 @@ class Parts:
         self.find_cgroup = find_cgroup
         self.watch_oom = watch_oom
         self.spares = spares if spares is not None else Spares(loop)
+        self.pin: Callable[[int, str], None] = pins.pin  # where there is no keeper to do it
+        self.unpin = pins.unpin
         self.unwritten_exits = 0
         self.log_bytes = 0  # of processes whose streams are closed
         self.dropped_bytes = 0

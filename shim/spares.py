@@ -3,7 +3,8 @@
 Messages to the keeper, each one packet of a SOCK_SEQPACKET connection: `hold NAME` with one fd (SCM_RIGHTS), which
 replaces an earlier one of that name; `drop NAME`; `settled`: who dies from here on is not to blame for it; `done`: the
 end of this connection is in order, no successor is wanted. The keeper hands what it holds to the successor it forks.
-`pin PATH` with a pidfd and `unpin PATH` have the keeper do that (pins.py): in a shim the means cost half a megabyte.
+`pin PATH` with a pidfd and `unpin PATH` have the keeper do that (pins.py): in a shim the means cost half a megabyte. It
+answers `pinned`, also when it could not.
 """
 
 import os
@@ -11,6 +12,7 @@ import socket
 from array import array
 
 from shim.loop import READ, WRITE
+from shim.steps import Signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from shim.loop import Loop
 
 HOLD, DROP, SETTLED, DONE = b"hold ", b"drop ", b"settled", b"done"
-PIN, UNPIN = b"pin ", b"unpin "
+PIN, UNPIN, PINNED = b"pin ", b"unpin ", b"pinned"
 LISTENER, LOCK = "listener", "lock"
 NAME_MAX_BYTES = 4096
 
@@ -57,6 +59,7 @@ class Spares:
         self._waiting: list[str] = []  # names to hold, or to drop when they are not held any more
         self._words: list[tuple[bytes, int | None]] = []  # after those, each with the fd that goes with it
         self._pin: tuple[bytes, int] | None = None
+        self._pinned = Signal()
         self._is_settled = False
         self.on_lost: Callable[[], None] = _nothing
         if connection_fd >= 0:
@@ -111,10 +114,11 @@ class Spares:
         self._words.append((SETTLED, None))
         self._send_waiting()
 
-    def pin(self, path: str, pidfd: int) -> bool:
-        """Have the keeper pin a process; False without one. The pidfd is borrowed until `unpin`."""
+    def pin(self, path: str, pidfd: int) -> "Signal | None":
+        """Have the keeper pin a process: fires when it has; None without one. The pidfd is borrowed until `unpin`."""
         self._pin = (PIN + os.fsencode(path), pidfd)
-        return self._say(self._pin)
+        self._pinned = Signal()
+        return self._pinned if self._say(self._pin) else None
 
     def unpin(self, path: str) -> bool:
         """Have the keeper take the pin away; False without one."""
@@ -169,6 +173,8 @@ class Spares:
             if not message:
                 self._lose()
                 return
+            if message == PINNED and not self._pinned.fired:
+                self._pinned.fire()
         self._send_waiting()
 
     def _lose(self) -> None:

@@ -144,7 +144,7 @@ def _settle_create(container: Container) -> "Handler":
     if status == "created" and pid and _identify(init, pid) and not init.request.terminal:
         init.lifecycle.record("created")
         parts.log.info(f"its create was under way, and was done: pid {pid}")
-        container.pin()
+        yield from container.pin()
         save_and_tell(container, "/tasks/create", creation.created_event(container, []))
         return True
     parts.log.info(f"its create was under way and is undone; the runtime says {status or 'nothing'}")
