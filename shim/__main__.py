@@ -144,11 +144,10 @@ def _start(params: Params, reason: str) -> int:
         return 1
 
 
-def _serve(listener_fd: int, params: Params, lock_fd: int = -1) -> int:
+def _serve(listener_fd: int, params: Params) -> int:
     from shim.serve import serve
-    from shim.spares import KeeperLink
 
-    return serve(listener_fd, params, KeeperLink(lock_fd=lock_fd))
+    return serve(listener_fd, params)
 
 
 def _delete(params: Params) -> int:

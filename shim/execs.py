@@ -11,7 +11,6 @@ from shim.errors import already_exists, failed_precondition, invalid_argument, n
 from shim.lifecycle import CREATED, PAUSED, RUNNING
 from shim.process import Process
 from shim.reaper import NotOurChild
-from shim.saving import save_and_tell
 from shim.steps import DeadlinePassed, Fired, Signal
 from ttrpc.api import events
 
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from shim.container import Container
-    from shim.parts import Parts
     from shim.stdio import StdioRequest
     from shim.steps import Handler
 
@@ -47,8 +45,8 @@ def add(container: "Container", exec_id: str, io: "StdioRequest", spec: bytes) -
         process.close(container.parts)
         raise unknown(f"cannot write the process of exec {exec_id}: {error.strerror}") from None
     container.execs[exec_id] = process
-    added = events.TaskExecAdded(container_id=container.id, exec_id=exec_id)
-    save_and_tell(container, "/tasks/exec-added", added, process)
+    container.save_exec(process)
+    container.parts.tell("/tasks/exec-added", events.TaskExecAdded(container_id=container.id, exec_id=exec_id))
 
 
 def check_process(raw: bytes, terminal: bool) -> "dict[str, Any]":
@@ -114,8 +112,9 @@ def _run(container: "Container", process: Process) -> "Handler":
     ended = yield from container.adopt(process, pid_file)
     process.lifecycle.record("started")
     remove(_file(container, process.exec_id, "process.json"))
+    container.save_exec(process)
     started = events.TaskExecStarted(container_id=container.id, exec_id=process.exec_id, pid=process.pid)
-    save_and_tell(container, "/tasks/exec-started", started, process)
+    parts.tell("/tasks/exec-started", started)
     ended.subscribe(lambda status: on_exit(container, process, status))
 
 
@@ -152,7 +151,9 @@ def delete(container: "Container", process: Process) -> "Handler":
     if container.execs.pop(process.exec_id, None) is not process:
         raise not_found(f"process does not exist {process.exec_id}")
     process.close(container.parts)
-    remove_files(container.parts, process.exec_id)
+    for name in ("process.json", "pid", "log.json", "state.json"):
+        remove(_file(container, process.exec_id, name))
+    container.parts.exits.forget(process.exec_id)
     if not process.told.fired:
         process.told.fire(None)
 
@@ -175,13 +176,6 @@ def forget_surplus(container: "Container", stored_seq: int) -> None:
         for process in over[:-KEPT_ENDED]:
             # Its only failure is that somebody has deleted it meanwhile.
             container.parts.loop.spawn(delete(container, process), lambda _value, _error: None)
-
-
-def remove_files(parts: "Parts", exec_id: str) -> None:
-    """Order: the exit record first. Without it, a state file that says `stopped` tells of a delete cut short."""
-    parts.exits.forget(exec_id)
-    for name in ("process.json", "pid", "log.json", "state.json"):
-        remove(parts.bundle.file("execs", f"{exec_id}.{name}"))
 
 
 def _file(container: "Container", exec_id: str, name: str) -> str:
