@@ -63,9 +63,13 @@ def test_the_daemon_may_be_killed_meanwhile() -> None:
 
 
 def test_in_the_background_it_writes_a_file(box: CtlBox) -> None:
-    """Which logs reads, and follows to the end."""
-    box.detached("web", "sh", "-c", "echo one; echo two >&2; while [ ! -e /on ]; do sleep 0.02; done; echo three",
-                 options=GO)  # fmt: skip
+    """Which logs reads, and follows to the end. That shim copies each stream by itself, so one is awaited first."""
+    waits = "while [ ! -e /{} ]; do sleep 0.02; done"
+    script = f"echo one >&2; {waits.format('mid')}; echo two; {waits.format('on')}; echo three"
+    box.detached("web", "sh", "-c", script, options=GO)
+    wait_until(lambda: box.ctl.output("logs", "web") == "one\n", what="its first line")
+    with open(f"{box.rootfs}/mid", "w", encoding="utf-8"):
+        pass
     wait_until(lambda: box.ctl.output("logs", "web") == "one\ntwo\n", what="its output")
     assert box.ctl.output("logs", "--tail", "1", "web") == "two\n"
     following = box.ctl.start("logs", "-f", "--tail", "1", "web")
