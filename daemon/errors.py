@@ -6,8 +6,32 @@ Handlers raise them as they are: a StatusError is the wire's own error, so nothi
 import errno
 import os
 
-from ttrpc.errors import StatusError
+from ttrpc.errors import (
+    StatusError,
+    already_exists,
+    failed_precondition,
+    invalid_argument,
+    not_found,
+    resource_exhausted,
+    unimplemented,
+    unknown,
+)
 from ttrpc.status import Code
+
+__all__ = [
+    "StoreFailed",
+    "StoreFull",
+    "aborted",
+    "already_exists",
+    "failed_precondition",
+    "from_os_error",
+    "invalid_argument",
+    "not_found",
+    "resource_exhausted",
+    "unavailable",
+    "unimplemented",
+    "unknown",
+]
 
 
 class StoreFull(StatusError):
@@ -24,40 +48,12 @@ class StoreFailed(StatusError):
         super().__init__(Code.INTERNAL, f"store {path}: {reason}")
 
 
-def invalid_argument(message: str) -> StatusError:
-    return StatusError(Code.INVALID_ARGUMENT, message)
-
-
-def not_found(message: str) -> StatusError:
-    return StatusError(Code.NOT_FOUND, message)
-
-
-def already_exists(message: str) -> StatusError:
-    return StatusError(Code.ALREADY_EXISTS, message)
-
-
-def failed_precondition(message: str) -> StatusError:
-    return StatusError(Code.FAILED_PRECONDITION, message)
-
-
 def unavailable(message: str) -> StatusError:
     return StatusError(Code.UNAVAILABLE, message)
 
 
 def aborted(message: str) -> StatusError:
     return StatusError(Code.ABORTED, message)
-
-
-def resource_exhausted(message: str) -> StatusError:
-    return StatusError(Code.RESOURCE_EXHAUSTED, message)
-
-
-def unimplemented(message: str) -> StatusError:
-    return StatusError(Code.UNIMPLEMENTED, message)
-
-
-def unknown(message: str) -> StatusError:
-    return StatusError(Code.UNKNOWN, message)
 
 
 _OS_KINDS = {

@@ -57,3 +57,41 @@ def error_of(status: Status) -> StatusError:
     if status.code == Code.DEADLINE_EXCEEDED:
         return DeadlineExceeded(status.message, status.details)
     return StatusError(status.code, status.message, status.details)
+
+
+# --- refusals by kind, as handlers raise them
+
+
+def invalid_argument(message: str) -> StatusError:
+    """The request can never succeed as it is."""
+    return StatusError(Code.INVALID_ARGUMENT, message)
+
+
+def not_found(message: str) -> StatusError:
+    """What the request names is not there, or no longer."""
+    return StatusError(Code.NOT_FOUND, message)
+
+
+def already_exists(message: str) -> StatusError:
+    """The id is taken."""
+    return StatusError(Code.ALREADY_EXISTS, message)
+
+
+def failed_precondition(message: str) -> StatusError:
+    """Not in this state, or not on this machine as it is."""
+    return StatusError(Code.FAILED_PRECONDITION, message)
+
+
+def resource_exhausted(message: str) -> StatusError:
+    """A bound was reached, of ours or of the machine's."""
+    return StatusError(Code.RESOURCE_EXHAUSTED, message)
+
+
+def unimplemented(message: str) -> StatusError:
+    """We do not do this."""
+    return StatusError(Code.UNIMPLEMENTED, message)
+
+
+def unknown(message: str) -> StatusError:
+    """An error of no class: so containerd's shim answers runc's failures and wrong states."""
+    return StatusError(Code.UNKNOWN, message)
