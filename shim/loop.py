@@ -1,7 +1,6 @@
 """One epoll, timers, and handlers driven by the steps they yield. Single-threaded; nothing here blocks but `run`."""
 
 import heapq
-import os
 import select
 import time
 
@@ -297,9 +296,6 @@ class Loop:
         self._epoll.close()
         self._callbacks.clear()
 
-    def fileno(self) -> int:
-        return self._epoll.fileno()
-
 
 def _reraise(error: BaseException) -> None:
     raise error
@@ -307,12 +303,3 @@ def _reraise(error: BaseException) -> None:
 
 def _nothing() -> None:
     """A step that cannot be forgotten: its answer is already on its way."""
-
-
-def is_open(fd: int) -> bool:
-    """Whether this number is an open fd of ours."""
-    try:
-        os.fstat(fd)
-    except OSError:
-        return False
-    return True

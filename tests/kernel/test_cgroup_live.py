@@ -4,28 +4,14 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from shim import cgroups, metrics
-from tests.support.limited import MEMORY_BYTES, PIDS, Container
+from tests.support.limited import MEMORY_BYTES, PIDS
 from tests.support.waiting import wait_until
 from ttrpc.errors import StatusError
-
-
-@pytest.fixture
-def make_container() -> Iterator[Any]:
-    made: list[Container] = []
-
-    def make(script: str) -> Container:
-        made.append(Container(script))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.close()
 
 
 def test_the_container_is_found_where_runc_put_it(make_container: Any) -> None:

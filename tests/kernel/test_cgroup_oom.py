@@ -17,19 +17,6 @@ from tests.support.waiting import wait_until
 GLUTTON = "x=0123456789abcdef; while :; do x=$x$x; done"
 
 
-@pytest.fixture
-def make_container() -> Iterator[Any]:
-    made: list[Container] = []
-
-    def make(script: str) -> Container:
-        made.append(Container(script))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.close()
-
-
 class Watched:
     """A loop with an OOM watch on a container, and what it told."""
 

@@ -6,7 +6,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -32,12 +31,6 @@ from ttrpc.status import Code
 
 NAMESPACES = "containerd.services.namespaces.v1.Namespaces"
 EVENTS = "containerd.services.events.v1.Events"
-
-
-@pytest.fixture
-def box() -> Iterator[DaemonBox]:
-    with DaemonBox() as made:
-        yield made
 
 
 # --- tasks

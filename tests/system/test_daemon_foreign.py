@@ -2,9 +2,6 @@
 
 import os
 import signal
-from collections.abc import Iterator
-
-import pytest
 
 from tests.support.daemonbox import DaemonBox, refused, restart_labels
 from tests.support.waiting import wait_until
@@ -14,12 +11,6 @@ from ttrpc.status import Code
 WAITING = "while [ ! -e /go ]; do sleep 0.02; done"
 EXEC_WAITING = "while [ ! -e /exec-go ]; do sleep 0.02; done"
 LIFE = ["/tasks/create", "/tasks/start", "/tasks/exit"]
-
-
-@pytest.fixture
-def box() -> Iterator[DaemonBox]:
-    with DaemonBox() as made:
-        yield made
 
 
 def is_alive(pid: int) -> bool:

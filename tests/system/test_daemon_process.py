@@ -27,12 +27,6 @@ def shimd_command(*arguments: str, environ: dict[str, str] | None = None) -> "su
     return subprocess.run(command, capture_output=True, text=True, timeout=30, env={**os.environ, **(environ or {})})
 
 
-@pytest.fixture
-def box() -> Iterator[DaemonBox]:
-    with DaemonBox() as made:
-        yield made
-
-
 # --- the command line
 
 

@@ -1,7 +1,6 @@
 """Version, namespaces and container records, as containerd's clients rely on them."""
 
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,12 +17,6 @@ from ttrpc.status import Code
 
 NAMESPACES = "containerd.services.namespaces.v1.Namespaces"
 EVENTS = "containerd.services.events.v1.Events"
-
-
-@pytest.fixture
-def box() -> Iterator[DaemonBox]:
-    with DaemonBox() as made:
-        yield made
 
 
 # --- who answers

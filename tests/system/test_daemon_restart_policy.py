@@ -2,9 +2,6 @@
 
 import os
 import signal
-from collections.abc import Iterator
-
-import pytest
 
 from tests.support.daemonbox import CONTAINERS, DaemonBox, restart_labels
 from tests.support.waiting import wait_until
@@ -13,12 +10,6 @@ from ttrpc.api import containers, process, shimd
 from ttrpc.errors import StatusError
 
 STOPPED = "containerd.io/restart.explicitly-stopped"
-
-
-@pytest.fixture
-def box() -> Iterator[DaemonBox]:
-    with DaemonBox() as made:
-        yield made
 
 
 def update_label(box: DaemonBox, container_id: str, key: str, value: str) -> None:
