@@ -144,10 +144,11 @@ def _start(params: Params, reason: str) -> int:
         return 1
 
 
-def _serve(listener_fd: int, params: Params) -> int:
+def _serve(listener_fd: int, params: Params, lock_fd: int = -1) -> int:
     from shim.serve import serve
+    from shim.spares import KeeperLink
 
-    return serve(listener_fd, params)
+    return serve(listener_fd, params, KeeperLink(lock_fd=lock_fd))
 
 
 def _delete(params: Params) -> int:

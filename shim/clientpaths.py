@@ -26,6 +26,26 @@ def open_stdin(path: str) -> "tuple[int, int | None]":
     return fd, keep_alive_fd
 
 
+def reopen_stdin(path: str) -> "int | None":
+    """The end that keeps its end of file away, opened once more; None for what is no FIFO, or gone with its client."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    if pipes.is_fifo(fd):
+        return fd
+    os.close(fd)
+    return None
+
+
+def reopen_attached_stdin(path: str) -> "int | None":
+    """Our own stdin FIFO, for writing; None when the process has closed its end (fifo(7): ENXIO)."""
+    try:
+        return os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+
+
 def open_output(stream: str, path: str) -> int:
     """Open the client's FIFO for both ways, so that its reader may go and come; anything else for appending.
 

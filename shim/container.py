@@ -5,7 +5,7 @@ import os
 import signal
 import time
 
-from shim import cgroups, kernel, mounts, runc
+from shim import cgroups, mounts, pidfds, pins, runc
 from shim.bundle import parse_object
 from shim.ending import ENDING_S, execs_started, kill_everyone, thaw
 from shim.errors import failed_precondition, internal, not_found, unknown
@@ -13,6 +13,7 @@ from shim.lifecycle import CREATED, CREATING, DELETED, PAUSED, RUNNING, STOPPED
 from shim.lock import Lock
 from shim.process import Process
 from shim.reaper import NotOurChild
+from shim.saving import save_and_tell
 from shim.steps import DeadlinePassed, Fired, Signal
 from ttrpc.api import events, wkt
 from ttrpc.errors import StatusError
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from shim.stdio import Stdio, StdioRequest
     from shim.steps import Handler
     from ttrpc.api.runc import Options
+
+
+# For the keeper to pin init; then we do it ourselves.
+PIN_S = 0.25
 
 
 class Container:
@@ -60,6 +65,9 @@ class Container:
     @property
     def state(self) -> str:
         return self.init.lifecycle.state
+
+    def processes(self) -> "list[Process]":
+        return [self.init, *self.execs.values()]
 
     def find(self, exec_id: str) -> Process:
         """Init (empty id) or an exec. Raises: NotFound."""
@@ -110,6 +118,34 @@ class Container:
         process.stdio.started()
         return ended
 
+    # --- the pin
+
+    def pin(self) -> "Handler":
+        """Have the kernel keep init's exit status for whoever comes, should all of us be killed. Linux 6.15."""
+        init = self.init
+        if init.pidfd is None or not init.inode or not pidfds.keeps_exit_status():
+            return
+        path = pins.pin_path(self.parts.params.socket_path, init.pid, init.inode)
+        pinned = self.parts.spares.pin(path, init.pidfd)
+        try:
+            if pinned is not None:
+                yield Fired(pinned, deadline_s=PIN_S)
+                return
+        except DeadlinePassed:
+            pass
+        try:
+            self.parts.pin(init.pidfd, path)
+        except OSError as error:
+            self.parts.log.warning(f"its exit status is not pinned: {error}")
+
+    def unpin(self) -> None:
+        path = pins.pin_path(self.parts.params.socket_path, self.init.pid, self.init.inode)
+        try:
+            if not self.parts.spares.unpin(path):
+                self.parts.unpin(path)
+        except OSError as error:
+            self.parts.log.warning(f"the pin of its exit status stays: {error}")
+
     # --- OOM
 
     def watch_cgroup(self) -> None:
@@ -140,7 +176,7 @@ class Container:
         if count > self.oom_count:
             self.oom_count = count
             self.oom_at = time.monotonic()
-            self.parts.tell("/tasks/oom", events.TaskOOM(container_id=self.id))
+            save_and_tell(self, "/tasks/oom", events.TaskOOM(container_id=self.id))
 
     # --- start
 
@@ -161,8 +197,7 @@ class Container:
             finally:
                 self.lock.release()
             init.lifecycle.record("started")
-            self.save()
-            self.parts.tell("/tasks/start", events.TaskStart(container_id=self.id, pid=init.pid))
+            save_and_tell(self, "/tasks/start", events.TaskStart(container_id=self.id, pid=init.pid))
         except StatusError:
             init.lifecycle.record("start_failed")
             init.started_at_ns = None
@@ -220,8 +255,7 @@ class Container:
                 self.is_pausing = False
             if self.state == RUNNING:  # else it exited meanwhile, which has been told
                 self.init.lifecycle.record("paused")
-                self.save()
-                self.parts.tell("/tasks/paused", events.TaskPaused(container_id=self.id))
+                save_and_tell(self, "/tasks/paused", events.TaskPaused(container_id=self.id))
                 if self.init.is_killed:
                     yield from thaw(self)
         finally:
@@ -236,8 +270,7 @@ class Container:
             yield from self.runc.call(self.parts.reaper, "resume", "resume", self.id, deadline_s=runc.PAUSE_S)
             if self.state == PAUSED:
                 self.init.lifecycle.record("resumed")
-                self.save()
-                self.parts.tell("/tasks/resumed", events.TaskResumed(container_id=self.id))
+                save_and_tell(self, "/tasks/resumed", events.TaskResumed(container_id=self.id))
         finally:
             self.lock.release()
 
@@ -309,11 +342,10 @@ class Container:
             init.lifecycle.record("deleted")
         finally:
             self.lock.release()
-        self.save()
         assert init.exit is not None
         deleted = events.TaskDelete(container_id=self.id, pid=init.pid, exit_status=init.status)
         deleted.exited_at.CopyFrom(wkt.timestamp(init.exit.exited_at_ns))
-        self.parts.tell("/tasks/delete", deleted)
+        save_and_tell(self, "/tasks/delete", deleted)
         return init
 
     def _run_delete(self) -> "Handler":
@@ -344,41 +376,3 @@ class Container:
                 self.mounted = False
             except OSError as error:
                 self.parts.log.error(f"cannot unmount the rootfs: {error}")
-
-    # --- for a successor
-
-    def save(self) -> None:
-        """Write state.json: all a successor needs that runc and the bundle do not say. A full disk is only logged."""
-        params = self.parts.params
-        state = {
-            "version": 1,
-            "incarnation": self.parts.incarnation,
-            "boot_id": self.parts.boot_id,
-            "namespace": params.namespace,
-            "id": self.id,
-            "address": params.address,
-            "shim_pid": os.getpid(),
-            "shim_start_ticks": kernel.start_ticks(os.getpid()),
-            "state": self.state,
-            "runtime": self.runc.binary,
-            "runtime_root": self.runc.root,
-            "systemd_cgroup": self.runc.systemd_cgroup,
-            "criu_path": self.runc.criu_path,
-            "io_uid": self.options.io_uid,
-            "io_gid": self.options.io_gid,
-            "shares_pids": self.shares_pids,
-            "mounted": self.mounted,
-            "oom_count": self.oom_count,
-            "init": self.init.snapshot(),
-        }
-        self._write("state.json", state)
-
-    def save_exec(self, process: Process) -> None:
-        """The same for one exec, in a file of its own: its changes cost the same however many there are."""
-        self._write(f"execs/{process.exec_id}.state.json", process.snapshot())
-
-    def _write(self, name: str, state: "dict[str, Any]") -> None:
-        try:
-            self.parts.bundle.write_json(name, state)
-        except OSError as error:
-            self.parts.log.warning(f"{name} is out of date: {error}")

@@ -3,18 +3,22 @@
 import os
 
 from shim import mounts, runc
+from shim.bundle import remove
 from shim.ending import on_exit
 from shim.errors import already_exists, unknown
+from shim.saving import save, save_and_tell
 from ttrpc.api import events
 from ttrpc.errors import StatusError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
     from shim.container import Container
     from shim.stdio import Stdio
     from shim.steps import Handler
+    from ttrpc.api.events import TaskCreate
     from ttrpc.api.runc import Options
     from ttrpc.api.task import CreateTaskRequest
 
@@ -34,16 +38,18 @@ def create(container: "Container", request: "CreateTaskRequest") -> "Handler":
         bundle.make_directories()
         _write_options(container)
         container.reserve_exit("")
+        save(container)
         if planned:
             os.makedirs(bundle.rootfs, mode=0o711, exist_ok=True)
             mounts.mount_all(planned, bundle.rootfs)
             container.mounted = True
+            save(container)
         stdio = container.open_stdio(container.init)
         yield from stdio.prepare()
         has_run = True
         yield from _run(container, stdio, request)
     except Exception as error:
-        yield from _undo(container, has_run)
+        yield from undo(container, has_run)
         if isinstance(error, OSError):
             raise unknown(f"cannot create the container: {error}") from None
         raise
@@ -69,21 +75,26 @@ def _run(container: "Container", stdio: "Stdio", request: "CreateTaskRequest") -
             parts.reaper, "create", *arguments, container.id, deadline_s=runc.CREATE_S, stdio=stdio.child_ends()
         )
         ended = yield from container.adopt(init, pid_file)
+        yield from container.pin()
         container.watch_cgroup()
         init.lifecycle.record("created")
-        container.save()
-        io = init.request
-        created = events.TaskCreate(container_id=container.id, bundle=parts.bundle.path, pid=init.pid)
-        created.rootfs.extend(request.rootfs)
-        created.io.stdin, created.io.stdout, created.io.stderr = io.stdin, io.stdout, io.stderr
-        created.io.terminal = io.terminal
-        parts.tell("/tasks/create", created)
+        save_and_tell(container, "/tasks/create", created_event(container, request.rootfs))
         ended.subscribe(lambda status: on_exit(container, init, status))
     finally:
         parts.reaper.release()
 
 
-def _undo(container: "Container", has_run: bool) -> "Handler":
+def created_event(container: "Container", rootfs: "Sequence[Any]") -> "TaskCreate":
+    """What subscribers are told of a container that was created."""
+    io, created = container.init.request, events.TaskCreate(container_id=container.id, pid=container.init.pid)
+    created.bundle = container.parts.bundle.path
+    created.rootfs.extend(rootfs)
+    created.io.stdin, created.io.stdout, created.io.stderr = io.stdin, io.stdout, io.stderr
+    created.io.terminal = io.terminal
+    return created
+
+
+def undo(container: "Container", has_run: bool) -> "Handler":
     """Leave nothing of a Create that failed. Its own failures are logged: the first cause is what is told."""
     parts = container.parts
     if has_run:
@@ -95,9 +106,12 @@ def _undo(container: "Container", has_run: bool) -> "Handler":
             if not runc.is_gone(error):
                 parts.log.warning(f"undoing a failed create: {error}")
     container.init.close(parts)
+    container.unpin()
     container.forget_cgroup()
     container.unmount()
     parts.exits.forget("")
+    for name in ("init.pid", "state.json"):
+        remove(parts.bundle.file(name))
     container.init.lifecycle.record("create_failed")
 
 

@@ -8,7 +8,7 @@ import select
 import signal
 import time
 
-from shim import kernel, mounts
+from shim import kernel, mounts, pins
 from shim.bundle import Bundle, read_file, remove
 from shim.exits import SOURCE_KEEPER, Exit, ExitStore
 from shim.keeper_exits import read_note
@@ -38,6 +38,7 @@ def delete(params: "Params", report: "Any") -> bytes:
         _remove_container(params, bundle, report)
         _end_shim(state, bundle, report)
         _unmount(bundle, report)
+    _unpin(params, report)
     if params.socket_path:
         remove(params.socket_path)
     record = _read_exit(bundle, report)
@@ -141,6 +142,13 @@ def _end_shim(state: "dict[str, Any]", bundle: Bundle, report: "Any") -> None:
         pass  # it ended by itself
     finally:
         os.close(pidfd)
+
+
+def _unpin(params: "Params", report: "Any") -> None:
+    try:
+        pins.unpin_all(params.socket_path)
+    except OSError as error:
+        report(f"the pin of its exit status stays: {error}")
 
 
 def _unmount(bundle: Bundle, report: "Any") -> None:

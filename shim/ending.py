@@ -3,9 +3,11 @@
 import signal
 import time
 
-from shim import cgroups, runc
-from shim.exits import Exit
+from shim import cgroups, keeper_exits, runc
+from shim.bundle import remove
+from shim.exits import SOURCE_KEEPER, SOURCE_WAITID, Ended, Exit
 from shim.lifecycle import STOPPED
+from shim.saving import save, save_exec
 from shim.steps import DeadlinePassed, Fired, Sleep
 from ttrpc.api import events, wkt
 from ttrpc.errors import StatusError
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from shim.container import Container
     from shim.process import Process
     from shim.steps import Handler
+    from ttrpc.api.events import TaskExit
 
 # What the process wrote is in its pipes when it is reaped; only a reader who does not read can take longer than this.
 DRAIN_S = 2.0
@@ -29,14 +32,15 @@ OOM_RECENT_S = 10.0
 RETRY_FIRST_S, RETRY_MAX_S = 0.05, 1.0
 
 
-def on_exit(container: "Container", process: "Process", status: int) -> None:
+def on_exit(container: "Container", process: "Process", ended: "int | Ended") -> None:
     """A process was reaped: from here on its pid is nobody's. The rest takes its time."""
     process.reaped = True
-    exited_at_ns = time.time_ns()
-    container.parts.loop.spawn(end(container, process, status, exited_at_ns))
+    if isinstance(ended, int):
+        ended = Ended(ended, SOURCE_WAITID, time.time_ns())
+    container.parts.loop.spawn(end(container, process, ended))
 
 
-def end(container: "Container", process: "Process", status: int, exited_at_ns: int) -> "Handler":
+def end(container: "Container", process: "Process", ended: Ended) -> "Handler":
     """Tell a process's exit. Order: after its start, its output, the OOM that caused it, and, for init, all execs."""
     if process.starting is not None:
         yield Fired(process.starting)
@@ -45,7 +49,7 @@ def end(container: "Container", process: "Process", status: int, exited_at_ns: i
             yield from step(container, process)
         except Exception as error:  # noqa: BLE001 - whatever goes wrong before it, an exit is told
             container.parts.log.failure(f"on the exit of {process.name}", error)
-    record = _record(container, process, status, exited_at_ns)
+    record = _record(container, process, ended)
     yield from _put_on_disk(container, record)
     _tell(container, process, record)
 
@@ -60,21 +64,23 @@ def _look_for_oom(container: "Container", _process: "Process") -> "Handler":
     yield from ()
 
 
-def _record(container: "Container", process: "Process", status: int, exited_at_ns: int) -> Exit:
+def _record(container: "Container", process: "Process", ended: Ended) -> Exit:
     parts = container.parts
     record = Exit(
         container_id=container.id,
         exec_id=process.exec_id,
         pid=process.pid,
-        exited_at_ns=exited_at_ns,
+        exited_at_ns=ended.at_ns,
+        source=ended.source,
         started_at_ns=process.started_at_ns,
         start_ticks=process.start_ticks,
         boot_id=parts.boot_id,
         incarnation=parts.incarnation,
     )
-    record.set_wait_status(status)
+    if ended.status is not None:
+        record.set_wait_status(ended.status)
     oom_at = container.oom_at
-    record.oom = record.code != 0 and oom_at is not None and time.monotonic() - oom_at < OOM_RECENT_S
+    record.oom = ended.status not in (None, 0) and oom_at is not None and time.monotonic() - oom_at < OOM_RECENT_S
     return record
 
 
@@ -100,22 +106,34 @@ def _put_on_disk(container: "Container", record: Exit) -> "Handler":
         return
 
 
+def exit_event(record: Exit) -> "TaskExit":
+    """What subscribers are told of an exit."""
+    told = events.TaskExit(
+        container_id=record.container_id,
+        id=record.exec_id or record.container_id,
+        pid=record.pid,
+        exit_status=record.status,
+    )
+    told.exited_at.CopyFrom(wkt.timestamp(record.exited_at_ns))
+    return told
+
+
 def _tell(container: "Container", process: "Process", record: Exit) -> None:
     process.exit = record
     process.lifecycle.record("exited")
     if process is container.init:
-        container.save()
+        save(container)
     else:
-        container.save_exec(process)
-    told = events.TaskExit(
-        container_id=container.id, id=process.exec_id or container.id, pid=record.pid, exit_status=record.status
-    )
-    told.exited_at.CopyFrom(wkt.timestamp(record.exited_at_ns))
-    container.parts.tell("/tasks/exit", told, record)
+        save_exec(container, process)
+    container.parts.tell("/tasks/exit", exit_event(record), record)
     if process.stdio is not None:
         process.stdio.exited(record.to_message())
     if not process.told.fired:  # else deleted meanwhile: its waiters have been told so
         process.told.fire(record)
+    if process is container.init:
+        container.unpin()  # what it keeps is on disk now
+    if record.source == SOURCE_KEEPER:
+        remove(keeper_exits.note_path(container.parts.bundle.path, record.pid))
 
 
 def _end_others(container: "Container", process: "Process") -> "Handler":

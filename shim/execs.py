@@ -11,6 +11,7 @@ from shim.errors import already_exists, failed_precondition, invalid_argument, n
 from shim.lifecycle import CREATED, PAUSED, RUNNING
 from shim.process import Process
 from shim.reaper import NotOurChild
+from shim.saving import save_and_tell
 from shim.steps import DeadlinePassed, Fired, Signal
 from ttrpc.api import events
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from shim.container import Container
+    from shim.parts import Parts
     from shim.stdio import StdioRequest
     from shim.steps import Handler
 
@@ -45,8 +47,8 @@ def add(container: "Container", exec_id: str, io: "StdioRequest", spec: bytes) -
         process.close(container.parts)
         raise unknown(f"cannot write the process of exec {exec_id}: {error.strerror}") from None
     container.execs[exec_id] = process
-    container.save_exec(process)
-    container.parts.tell("/tasks/exec-added", events.TaskExecAdded(container_id=container.id, exec_id=exec_id))
+    added = events.TaskExecAdded(container_id=container.id, exec_id=exec_id)
+    save_and_tell(container, "/tasks/exec-added", added, process)
 
 
 def check_process(raw: bytes, terminal: bool) -> "dict[str, Any]":
@@ -112,9 +114,8 @@ def _run(container: "Container", process: Process) -> "Handler":
     ended = yield from container.adopt(process, pid_file)
     process.lifecycle.record("started")
     remove(_file(container, process.exec_id, "process.json"))
-    container.save_exec(process)
     started = events.TaskExecStarted(container_id=container.id, exec_id=process.exec_id, pid=process.pid)
-    parts.tell("/tasks/exec-started", started)
+    save_and_tell(container, "/tasks/exec-started", started, process)
     ended.subscribe(lambda status: on_exit(container, process, status))
 
 
@@ -151,9 +152,7 @@ def delete(container: "Container", process: Process) -> "Handler":
     if container.execs.pop(process.exec_id, None) is not process:
         raise not_found(f"process does not exist {process.exec_id}")
     process.close(container.parts)
-    for name in ("process.json", "pid", "log.json", "state.json"):
-        remove(_file(container, process.exec_id, name))
-    container.parts.exits.forget(process.exec_id)
+    remove_files(container.parts, process.exec_id)
     if not process.told.fired:
         process.told.fire(None)
 
@@ -176,6 +175,13 @@ def forget_surplus(container: "Container", stored_seq: int) -> None:
         for process in over[:-KEPT_ENDED]:
             # Its only failure is that somebody has deleted it meanwhile.
             container.parts.loop.spawn(delete(container, process), lambda _value, _error: None)
+
+
+def remove_files(parts: "Parts", exec_id: str) -> None:
+    """Order: the exit record first. Without it, a state file that says `stopped` tells of a delete cut short."""
+    parts.exits.forget(exec_id)
+    for name in ("process.json", "pid", "log.json", "state.json"):
+        remove(parts.bundle.file("execs", f"{exec_id}.{name}"))
 
 
 def _file(container: "Container", exec_id: str, name: str) -> str:

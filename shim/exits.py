@@ -12,10 +12,21 @@ if TYPE_CHECKING:
     from ttrpc.api.shim import ExitRecord
 
 # ExitSource of shim.proto.
-SOURCE_UNKNOWN, SOURCE_WAITID, SOURCE_KEEPER = 0, 1, 2
+SOURCE_UNKNOWN, SOURCE_WAITID, SOURCE_KEEPER, SOURCE_PIDFD = 0, 1, 2, 3
 # What a caller is told of an exit nobody knows the status of: no code a program would choose.
 UNKNOWN_STATUS = 255
 VERSION = 1
+
+
+class Ended:
+    """How a process ended: its wait status or None when nobody knows, how we know, and when that was."""
+
+    __slots__ = ("at_ns", "source", "status")
+
+    def __init__(self, status: "int | None", source: int, at_ns: int) -> None:
+        self.status = status
+        self.source = source
+        self.at_ns = at_ns
 
 
 class Exit:

@@ -33,6 +33,11 @@ class LineFormatter:
         self._middle = b'","stream":"%s","time":"' % stream.encode("ascii")
 
     @property
+    def held(self) -> bytes:
+        """The unfinished line."""
+        return self._held
+
+    @property
     def held_bytes(self) -> int:
         return len(self._held)
 

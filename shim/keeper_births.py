@@ -4,16 +4,19 @@ import os
 
 from shim import kernel, start
 from shim.__main__ import UsageError, check, make_params, parse_flags
-from shim.keeper_peer import Different, World, file_mode_mask, parent_of, pass_on_manners
+from shim.keeper_peer import Different, Manners, World, file_mode_mask, parent_of
 from shim.keeper_template import hand_over
+from shim.keeper_wards import Ward
 from shim.keeper_wire import BadRequest, pack_answer, unpack_request
-from shim.launch import OK
+from shim.launch import OK, REFUSED
+from shim.spares import LISTENER, LOCK
 from ttrpc.errors import StatusError
 from ttrpc.peer import peer_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
 
     from shim.keeper_template import Changes
 
@@ -45,13 +48,13 @@ class Birth:
             self.params.environment.pop(name, None)
         self.listener, self.bundle_fd = start.claim(self.params)
 
-    def complete(self, spare: "socket.socket", pid: int) -> None:
+    def complete(self, spare: "socket.socket", pid: int) -> "Ward | None":
         """Make a waiting copy this shim, and answer. The answer binds both: if it cannot be sent, nothing was done.
 
-        Raises: one of REFUSALS.
+        The value is the shim to look after, with the fds. Raises: one of REFUSALS.
         """
         try:
-            pass_on_manners(self.peer_pid, pid)
+            Manners(self.peer_pid).pass_on(pid)
             kernel.raise_oom_score_adj(pid, kernel.oom_score_adj(parent_of(self.peer_pid)) + 1)
             if self.params.shim_cgroup:
                 start.join_cgroup(self.params.shim_cgroup, pid)
@@ -61,19 +64,73 @@ class Birth:
             raise
         try:
             hand_over(spare, self.params, self.mask, self.changes, [self.listener.fileno(), self.bundle_fd])
-        except OSError:  # it was killed just now: whoever dials finds nobody, as with any shim that is killed
-            os.unlink(self.params.socket_path)
+        except OSError:  # it was killed just now: whoever dials finds nobody, as with any shim without a task
+            self.abandon()
+            return None
         finally:
-            self._close()
+            self.connection.close()
+        spares = {LISTENER: self.listener.detach(), LOCK: self.bundle_fd}
+        return Ward(pid, self.params, self.mask, spare, spares)
+
+    def give_up(self, why: BaseException) -> None:
+        """Tell who asked that nothing will come of it."""
+        self.abandon()
+        self.refuse(why)
+
+    def refuse(self, why: BaseException) -> None:
+        refuse(self.connection, why)
+        self.connection.close()
 
     def abandon(self) -> None:
         """Leave bundle and address to whoever starts the shim instead."""
         os.unlink(self.params.socket_path)
-        self._close()
-
-    def _close(self) -> None:
         self.listener.close()
         os.close(self.bundle_fd)
+
+
+class Succession:
+    """A shim that died and is to be followed by a copy. Nobody else waits for it, so it can wait long."""
+
+    def __init__(self, ward: "Ward", report: "Callable[[str], None]") -> None:
+        self.ward = ward
+        self._report = report
+
+    def complete(self, spare: "socket.socket", pid: int) -> "Ward | None":
+        """Make a waiting copy the successor. Raises: one of REFUSALS."""
+        ward = self.ward
+        if not ward.wants_successor():
+            ward.close()
+            return None
+        self._adapt(pid)
+        start.publish(ward.params, pid)
+        changes = differences(dict(os.environ), ward.params.environment)
+        passed = ward.passed
+        fds = [ward.spares[LISTENER], ward.spares[LOCK], *passed.values()]
+        ward.succeed(spare, pid)
+        try:
+            hand_over(spare, ward.params, ward.mask, changes, fds, (list(ward.spares), list(passed)))
+        except OSError:
+            pass  # it was killed just now: that is told, and then there will be another
+        return ward
+
+    def _adapt(self, pid: int) -> None:
+        """Give it what the dead one had; where that fails it is better off without than not there."""
+        ward = self.ward
+        try:
+            if ward.params.shim_cgroup:
+                start.join_cgroup(ward.params.shim_cgroup, pid)
+            if ward.manners is not None:
+                ward.manners.pass_on(pid)
+                kernel.raise_oom_score_adj(pid, ward.manners.oom_score)
+        except (OSError, ValueError) as error:
+            self._report(f"shim {pid} of {ward.bundle} is not as the one before it was: {error}")
+
+    def refuse(self, why: BaseException) -> None:
+        """A copy could not be made the successor."""
+        self._report(f"no successor in {self.ward.bundle}: {why}")
+        self.ward.close()
+
+    give_up = refuse
 
 
 def differences(present: "dict[str, str]", wanted: "dict[str, str]") -> "Changes":
@@ -81,3 +138,11 @@ def differences(present: "dict[str, str]", wanted: "dict[str, str]") -> "Changes
     changes: Changes = [(name, None) for name in present if name not in wanted]
     changes += [(name, value) for name, value in wanted.items() if present.get(name) != value]
     return changes
+
+
+def refuse(connection: "socket.socket", error: BaseException) -> None:
+    """Tell who asked why it has to start the shim by itself."""
+    try:
+        connection.send(pack_answer(REFUSED, str(error)))
+    except OSError:
+        pass  # it gave up, and does

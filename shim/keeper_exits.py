@@ -61,11 +61,11 @@ def note_path(bundle: str, pid: object) -> str:
 
 
 def read_note(bundle: str, pid: object, start_ticks: object, boot_id: object) -> "dict[str, Any] | None":
-    """The note about exactly this process, or None."""
+    """The note about exactly this process, or None. A start time of 0 is any."""
     note = _read_json(note_path(bundle, pid))
     if not isinstance(note, dict) or note.get("version") != VERSION:
         return None
-    identity = {"pid": pid, "start_ticks": start_ticks, "boot_id": boot_id}
+    identity = {"pid": pid, "start_ticks": start_ticks or note.get("start_ticks"), "boot_id": boot_id}
     return note if all(note.get(name) == value for name, value in identity.items()) else None
 
 

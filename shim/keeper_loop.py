@@ -7,10 +7,13 @@ import socket
 import time
 
 from shim import kernel
-from shim.keeper_births import REFUSALS, Birth
+from shim.keeper_births import REFUSALS, Birth, Succession, refuse
 from shim.keeper_exits import Orphans
-from shim.keeper_nursery import Nursery, refuse
+from shim.keeper_looks import children, has_children, inode_of, younger_sibling
+from shim.keeper_nursery import Nursery
+from shim.keeper_peer import Manners
 from shim.keeper_template import MESSAGE_MAX_BYTES
+from shim.keeper_wards import Ward
 from shim.keeper_wire import pack_answer
 from shim.launch import STALE
 from shim.loop import READ, Loop
@@ -32,6 +35,8 @@ NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 NO_ROOM_S = 0.1
 # How often a keeper looks whether it can still be reached, and how long one with a younger sibling waits to be asked.
 LOOK_S, UNUSED_S = 60.0, 600.0
+# Of one that retires: how often it looks whether anybody is left.
+AGAIN_S = 1.0
 
 
 class Keeper:
@@ -47,7 +52,8 @@ class Keeper:
         self.log = log
         self.world = world
         self.orphans = Orphans(kernel.boot_id())
-        self.shims: dict[int, str] = {}
+        self.shims: dict[int, Ward] = {}
+        self.resting = 0  # successors that are raised a little later
         self.clients: dict[socket.socket, Timer] = {}
         self.is_retiring = False
         self.asked_at_s = time.monotonic()
@@ -61,7 +67,7 @@ class Keeper:
             self.loop, {signal.SIGCHLD: self.reap, signal.SIGTERM: self._told_to_end, signal.SIGINT: self._told_to_end}
         )
         self.loop.register(self.listener.fileno(), READ, self._accept)
-        self.nursery = Nursery(self.loop, os.path.dirname(path), self.log, self.shims)
+        self.nursery = Nursery(self.loop, os.path.dirname(path), self.log, self._look_after)
         self.loop.call_later(LOOK_S, self._look)
 
     def run(self) -> None:
@@ -138,21 +144,58 @@ class Keeper:
         self.nursery.expect(birth)
         return True
 
+    # --- shims
+
+    def _look_after(self, ward: Ward) -> None:
+        """A shim was born, or a successor."""
+        ward.report = self.log.warning
+        self.shims[ward.pid] = ward
+        self.loop.register(ward.channel.fileno(), READ, lambda _mask: self._hear(ward))
+
+    def _hear(self, ward: Ward) -> None:
+        """A shim says something, or is dead: then SIGCHLD says more."""
+        if not ward.read():
+            self.loop.unregister(ward.channel.fileno())
+
+    def _shim_ended(self, ward: Ward, status: int) -> None:
+        """Its container's processes are ours now, and itself is a zombie still."""
+        self.loop.unregister(ward.channel.fileno())
+        ward.read()
+        ward.channel.close()
+        self.orphans.expect(ward.pid, ward.bundle)
+        if status != 0:
+            self.log.warning(f"shim {ward.pid} of {ward.bundle} ended with wait status {status}")
+        pause_s = ward.next_pause_s(status) if status != 0 and ward.wants_successor() else None
+        if pause_s is None:
+            if status != 0 and ward.wants_successor():
+                self.log.error(f"no shim can take over in {ward.bundle}: it is given up")
+            ward.close()
+            return
+        self.log.info(f"raising a successor in {ward.bundle}")
+        try:
+            ward.manners = Manners(ward.pid)
+        except OSError as error:
+            self.log.warning(f"shim {ward.pid} of {ward.bundle} left no limits: {error}")
+        self.resting += 1
+        self.loop.call_later(pause_s, lambda: self._raise(ward))
+
+    def _raise(self, ward: Ward) -> None:
+        self.resting -= 1
+        self.nursery.expect_successor(Succession(ward, self.log.error))
+
     # --- children
 
     def reap(self) -> None:
         """Take every child that ended: shims first, so that it is known whose processes the others were."""
         while (found := self._next_ended()) is not None:
             pid, status = found
-            bundle = self.shims.pop(pid, None)
-            if bundle is not None:
-                if status != 0:
-                    self.log.warning(f"shim {pid} of {bundle} ended with wait status {status}")
-                self.orphans.expect(pid, bundle)
+            ward = self.shims.pop(pid, None)
+            if ward is not None:
+                self._shim_ended(ward, status)
             elif not self.nursery.ended(pid, status):
                 self._note(pid, status)
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
-        self._end_if_done()
+        self.loop.call_soon(self._end_if_done)
 
     def _next_ended(self) -> "tuple[int, int] | None":
         """A child that ended and its wait status; it is still a zombie."""
@@ -186,11 +229,19 @@ class Keeper:
             self.log.info(f"retiring with {len(self.shims)} shims: {why}")
             self.is_retiring = True
             self.unlink()
-            self.nursery.dismiss()
-            self.loop.call_soon(self._end_if_done)
+            self._look_again()
+
+    def _look_again(self) -> None:
+        self._end_if_done()
+        self.loop.call_later(AGAIN_S, self._look_again)
 
     def _end_if_done(self) -> None:
-        if self.is_retiring and not has_children():
+        """When retiring, end with the last child; copies wait as long as there may be a successor to raise."""
+        if not self.is_retiring:
+            return
+        if not (self.shims or self.resting) and children() <= self.nursery.pids():
+            self.nursery.dismiss()
+        if not has_children():
             self.log.info("the last child is gone")
             self.loop.stop()
 
@@ -214,6 +265,8 @@ class Keeper:
         self.wakeup.close()
         self.listener.close()
         self.nursery.close()
+        for ward in self.shims.values():
+            ward.close()
         for connection in self.clients:
             connection.close()
         self.loop.close()
@@ -223,41 +276,3 @@ class Keeper:
 def open_log(path: str) -> ShimLog:
     """The log of the keepers of one directory."""
     return ShimLog(os.path.dirname(path), f"keeper-{os.getpid()}", name="keeper.log")
-
-
-def has_children() -> bool:
-    """Whether there is anything left to reap, now or later."""
-    try:
-        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:
-        return False
-    return True
-
-
-def children() -> "set[int]":
-    """Our children, zombies among them. Source: proc_pid_task_tid_children(5), CONFIG_PROC_CHILDREN."""
-    try:
-        with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:
-            return {int(pid) for pid in file.read().split()}
-    except OSError:
-        return {0}  # nobody knows: somebody
-
-
-def inode_of(path: str) -> "tuple[int, int] | None":
-    """What a path names now, or None."""
-    try:
-        found = os.stat(path, follow_symlinks=False)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
-
-
-def younger_sibling(path: str) -> str:
-    """A keeper's socket in the same directory that was made after this one; empty when there is none."""
-    directory = os.path.dirname(path)
-    made_ns = os.stat(path).st_mtime_ns
-    for name in sorted(os.listdir(directory)):
-        other = os.path.join(directory, name)
-        if other != path and "." not in name and os.stat(other).st_mtime_ns > made_ns:  # a dot: locks, logs
-            return other
-    return ""

@@ -2,15 +2,15 @@
 
 from shim.keeper_births import REFUSALS
 from shim.keeper_template import MESSAGE_MAX_BYTES, Template, fork_template
-from shim.keeper_wire import pack_answer
-from shim.launch import REFUSED
 from shim.loop import READ
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
 
-    from shim.keeper_births import Birth
+    from shim.keeper_births import Birth, Succession
+    from shim.keeper_wards import Ward
     from shim.loop import Loop, Timer
     from shim.shimlog import ShimLog
 
@@ -25,21 +25,21 @@ AGAIN_S = 60.0
 
 
 class Nursery:
-    """Owns the templates, the copies until they are shims, and the births until then. ``shims`` gets the born.
+    """Owns the templates, the copies until they are shims, and the births until then. ``on_birth`` gets the born.
 
     Raises, when made: OSError when there is no room for one more process.
     """
 
-    def __init__(self, loop: "Loop", folder: str, log: "ShimLog", shims: "dict[int, str]") -> None:
+    def __init__(self, loop: "Loop", folder: str, log: "ShimLog", on_birth: "Callable[[Ward], None]") -> None:
         self.loop = loop
         self.folder = folder
         self.log = log
-        self.shims = shims
+        self.on_birth = on_birth
         self.is_dismissed = False
         self.templates: dict[int, Template] = {}
         self.coming: set[socket.socket] = set()  # copies that were ordered
         self.spares: dict[socket.socket, int] = {}  # copies that wait, and their pids
-        self.births: dict[Birth, Timer] = {}  # in the order they were asked for
+        self.births: dict[Birth | Succession, Timer | None] = {}  # in the order they were asked for
         self.template = self._make_template()
         self.better: Template | None = None  # one that rehearses, and takes over then
         self._order_copies()
@@ -56,27 +56,32 @@ class Nursery:
         self.births[birth] = self.loop.call_later(BIRTH_S, lambda: self._give_up(birth))
         self._give_births()
 
+    def expect_successor(self, succession: "Succession") -> None:
+        """The same for a shim that died: before everybody else, for its clients wait already, and without a limit."""
+        self.births = {succession: None, **self.births}
+        self._give_births()
+
     def _give_up(self, birth: "Birth") -> None:
         del self.births[birth]
-        birth.abandon()
-        refuse(birth.connection, TimeoutError(f"no copy was ready within {BIRTH_S:g} s"))
-        birth.connection.close()
+        birth.give_up(TimeoutError(f"no copy was ready within {BIRTH_S:g} s"))
 
     def _give_births(self) -> None:
         """Make the copies that wait the shims that were asked for, and have others made in their place."""
         while self.births and self.spares:
             birth = next(iter(self.births))
-            self.births.pop(birth).cancel()
+            timer = self.births.pop(birth)
+            if timer is not None:
+                timer.cancel()
             spare, pid = self.spares.popitem()
             self.loop.unregister(spare.fileno())
+            ward = None
             try:
-                birth.complete(spare, pid)
+                ward = birth.complete(spare, pid)
             except REFUSALS as error:
-                refuse(birth.connection, error)
+                birth.refuse(error)
+            if ward is not None:
+                self.on_birth(ward)
             else:
-                self.shims[pid] = birth.params.bundle
-            finally:
-                birth.connection.close()
                 spare.close()
         self._order_copies()
 
@@ -190,20 +195,12 @@ class Nursery:
         for spare in (*self.spares, *self.coming):
             self._drop_copy(spare)
         for birth, timer in self.births.items():
-            timer.cancel()
-            birth.abandon()
-            birth.connection.close()
+            if timer is not None:
+                timer.cancel()
+            birth.give_up(InterruptedError("the keeper ends"))
         self.births.clear()
 
     def close(self) -> None:
         self.dismiss()
         for template in self.templates.values():
             template.channel.close()
-
-
-def refuse(connection: "socket.socket", error: BaseException) -> None:
-    """Tell who asked why it has to start the shim by itself."""
-    try:
-        connection.send(pack_answer(REFUSED, str(error)))
-    except OSError:
-        pass  # it gave up, and does

@@ -3,6 +3,8 @@
 import os
 import resource
 
+from shim import kernel
+
 TYPE_CHECKING = False
 
 NAMESPACES = ("mnt", "net", "pid", "ipc", "uts", "user", "cgroup")
@@ -55,24 +57,34 @@ def _words(line: bytes) -> str:
     return " ".join(line.decode().split())
 
 
-def pass_on_manners(giver: int, taker: int) -> None:
-    """Give one process the limits and the scheduling of another: what fork and exec would have passed on.
+class Manners:
+    """A process's limits, scheduling and OOM score: what fork and exec pass on, but the file mode mask."""
 
-    Raises: OSError, ValueError when that is not allowed; ProcessLookupError when one is gone.
-    """
-    for limit in LIMITS:
-        wanted = resource.prlimit(giver, limit)
-        if resource.prlimit(taker, limit) != wanted:
-            resource.prlimit(taker, limit, wanted)
-    policy = os.sched_getscheduler(giver)
-    if policy != os.sched_getscheduler(taker):
-        os.sched_setscheduler(taker, policy, os.sched_getparam(giver))
-    nice = os.getpriority(os.PRIO_PROCESS, giver)
-    if nice != os.getpriority(os.PRIO_PROCESS, taker):
-        os.setpriority(os.PRIO_PROCESS, taker, nice)
-    processors = os.sched_getaffinity(giver)
-    if processors != os.sched_getaffinity(taker):
-        os.sched_setaffinity(taker, processors)
+    __slots__ = ("limits", "nice", "oom_score", "processors", "scheduling")
+
+    def __init__(self, giver: int) -> None:
+        """Raises: OSError when the process is gone; a zombie still has all of it."""
+        self.limits = [(limit, resource.prlimit(giver, limit)) for limit in LIMITS]
+        self.scheduling = (os.sched_getscheduler(giver), os.sched_getparam(giver))
+        self.nice = os.getpriority(os.PRIO_PROCESS, giver)
+        self.processors = os.sched_getaffinity(giver)
+        self.oom_score = kernel.oom_score_adj(giver)
+
+    def pass_on(self, taker: int) -> None:
+        """Give them to another process, all but the OOM score.
+
+        Raises: OSError, ValueError when that is not allowed; ProcessLookupError when it is gone.
+        """
+        for limit, wanted in self.limits:
+            if resource.prlimit(taker, limit) != wanted:
+                resource.prlimit(taker, limit, wanted)
+        policy, parameters = self.scheduling
+        if policy != os.sched_getscheduler(taker):
+            os.sched_setscheduler(taker, policy, parameters)
+        if self.nice != os.getpriority(os.PRIO_PROCESS, taker):
+            os.setpriority(os.PRIO_PROCESS, taker, self.nice)
+        if self.processors != os.sched_getaffinity(taker):
+            os.sched_setaffinity(taker, self.processors)
 
 
 def file_mode_mask(pid: int) -> int:

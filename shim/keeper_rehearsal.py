@@ -18,6 +18,7 @@ from shim.params import Params
 from shim.serve import Shim
 from shim.shimlog import ShimLog
 from shim.shimservice import SERVICE
+from shim.spares import NAME_MAX_BYTES, PIN, PINNED, KeeperLink
 from shim.steps import Signal
 from ttrpc.api import runc, shim, task, wkt
 from ttrpc.connection import CALLER, Connection
@@ -93,8 +94,11 @@ class Stage:
         listener.bind(path)
         listener.listen(1)
         params = Params(namespace=ID, id=ID, bundle=bundle, socket_path=path, environment={"PATH": "/bin"})
-        self.shim = Shim(listener.detach(), params, ShimLog(bundle, ID))
+        self.keeper, shims_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.keeper.setblocking(False)
+        self.shim = Shim(listener.detach(), params, ShimLog(bundle, ID), KeeperLink(shims_end.detach()))
         self.shim.parts.find_cgroup = _no_cgroup
+        self.shim.parts.pin = _no_pin
         self.shim.reaper.start = self._run_runtime  # type: ignore[method-assign]  # the stage plays the runtime
         self.runs = 0
         self.connection = Connection(CALLER)
@@ -133,6 +137,15 @@ class Stage:
         self.ends.append(write_fd)
         return pid
 
+    def _play_keeper(self) -> None:
+        """Say that what was asked is done; nothing is."""
+        try:
+            while word := self.keeper.recv(NAME_MAX_BYTES):
+                if word.startswith(PIN):
+                    self.keeper.send(PINNED)
+        except OSError:
+            pass  # nothing more was asked
+
     def end_process(self) -> None:
         """Let the newest process exit."""
         os.close(self.ends.pop())
@@ -152,6 +165,7 @@ class Stage:
             if time.monotonic() > deadline:
                 raise TimeoutError("the shim does not answer")
             self.shim.loop.run_once(0.01)
+            self._play_keeper()
             try:
                 events = self.connection.receive_bytes(self.client.recv(65536))
             except BlockingIOError:
@@ -225,6 +239,11 @@ class Stage:
             self.end_process()
         self.client.close()
         self.shim.close()
+        self.keeper.close()
+
+
+def _no_pin(_pidfd: int, _path: str) -> None:
+    """Nothing is mounted for a play."""
 
 
 def _no_cgroup(_pid: int) -> object:

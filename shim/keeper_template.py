@@ -17,6 +17,7 @@ from shim.keeper_memory import settle
 from shim.keeper_rehearsal import rehearse_in_memory
 from shim.params import Params
 from shim.serve import serve
+from shim.spares import KeeperLink
 from shim.start import close_all_but
 
 TYPE_CHECKING = False
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 
 NAME = "shimd-template"
 MESSAGE_MAX_BYTES = 1 << 20
-FDS_ROOM = socket.CMSG_SPACE(2 * 4)
+FDS_MAX = 253  # SCM_MAX_FD of the kernel: more come in no message
+FDS_ROOM = socket.CMSG_SPACE(FDS_MAX * 4)
 FORK = b"fork"
 
 
@@ -64,13 +66,21 @@ class Template:
             pass  # it has ended
 
 
-def hand_over(spare: socket.socket, params: Params, mask: int, changes: "Changes", fds: "Sequence[int]") -> None:
+def hand_over(
+    spare: socket.socket,
+    params: Params,
+    mask: int,
+    changes: "Changes",
+    fds: "Sequence[int]",
+    held: "tuple[list[str], list[str]] | None" = None,
+) -> None:
     """Make a copy the shim of a container: it is told everything, and given its listener and its bundle's lock.
 
-    Raises: OSError when it is dead.
+    ``held``, of a successor: the names of all spares that were held for the one before it, and of those among them that
+    come along as further fds. Raises: OSError when it is dead.
     """
     fields = {name: getattr(params, name) for name in Params.__slots__}
-    socket.send_fds(spare, [marshal.dumps((fields, mask, changes))], fds)
+    socket.send_fds(spare, [marshal.dumps((fields, mask, changes, held))], fds)
 
 
 def fork_template(*, rehearse_in: str = "") -> Template:
@@ -144,9 +154,9 @@ def be_copy(fd: int, channel_fd: int) -> "NoReturn":
         os.write(fd, b"%d" % os.getpid())
         pair = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, fd)
         handover, ancillary, _flags, _address = pair.recvmsg(MESSAGE_MAX_BYTES, FDS_ROOM)
-        os.close(pair.detach())
+        pair.detach()
         if handover:
-            fields, mask, changes = marshal.loads(handover)  # noqa: S302 - the keeper's, and cheaper than json
+            fields, mask, changes, held = marshal.loads(handover)  # noqa: S302 - the keeper's, and cheaper than json
             params = Params(**fields)
             os.umask(mask)
             os.chdir(params.bundle)
@@ -156,6 +166,16 @@ def be_copy(fd: int, channel_fd: int) -> "NoReturn":
                 else:
                     os.environ[name] = value
             gc.enable()  # the shim is no template: what it makes from here on it has to look after
-            code = serve(int.from_bytes(ancillary[0][2][:4], "little"), params)
+            code = serve_as_told(params, fd, ancillary[0][2], held)
     finally:
         os._exit(code)
+
+
+def serve_as_told(params: Params, fd: int, raw: bytes, held: "tuple[list[str], list[str]] | None") -> int:
+    """Serve with the fds that came; the pair goes on as the connection to the keeper. Blocks."""
+    listener_fd, lock_fd, *more = (int.from_bytes(raw[at : at + 4], "little") for at in range(0, len(raw), 4))
+    if held is None:
+        return serve(listener_fd, params, KeeperLink(fd, lock_fd=lock_fd))
+    names, passed = held
+    spares = {**dict.fromkeys(names, -1), **dict(zip(passed, more, strict=True))}
+    return serve(listener_fd, params, KeeperLink(fd, spares, lock_fd=lock_fd, is_raised=True))

@@ -5,12 +5,12 @@ import errno
 import fcntl
 import os
 import stat
-import time
 
 from shim import jsonlines, pipes
+from shim.appendlock import AppendLock
 from shim.errors import failed_precondition, invalid_argument, resource_exhausted
+from shim.records import PART, Records, advance
 from shim.rotation import room_cut, rotate, tidy
-from shim.stamps import Stamper
 from shim.targets import DROP, JSON, LOG
 
 TYPE_CHECKING = False
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     from shim.loop import Loop, Timer
+    from shim.records import Batch, Mark
+    from shim.spool import Book
     from shim.targets import Target
 
     class Follower(Protocol):
@@ -51,7 +53,14 @@ class LogFile:
     lost. With mode drop the workload goes on, and what is dropped is counted and marked in the log.
     """
 
-    def __init__(self, loop: "Loop", target: "Target", *, report: "Callable[[str], None]" = lambda _line: None) -> None:
+    def __init__(
+        self,
+        loop: "Loop",
+        target: "Target",
+        *,
+        report: "Callable[[str], None]" = lambda _line: None,
+        book: "Book | None" = None,
+    ) -> None:
         self.path = target.path
         self.is_json = target.format == JSON
         self.dropped_bytes = 0
@@ -65,9 +74,10 @@ class LogFile:
         self._splices = not self.is_json
         self._shared = target.kind != LOG  # a file:// log: others may append, truncate or rename it
         self._fd = -1
-        self._stamper = Stamper()
-        self._formatters: dict[str, jsonlines.LineFormatter] = {}
-        self._pending: list[tuple[bytes, int]] = []  # (bytes for the file, output bytes in them)
+        self._inode = 0
+        self._book = book  # of a JSON log that is to survive us exactly
+        self._records = Records(book)
+        self._pending: list[Batch] = []
         self._pending_bytes = 0
         self._head_sent = 0  # of the first pending batch: on disk already, behind size_bytes
         self._unmarked_bytes = 0  # dropped, and the log does not say so yet
@@ -102,9 +112,20 @@ class LogFile:
                 self.close()
                 raise failed_precondition(f"log {self.path}: the log of another process already") from None
             tidy(self.path)
-        self.size_bytes = facts.st_size
+        if self._book is not None:
+            self._book.cut_back(self._fd)
+        self._inode, self.size_bytes = facts.st_ino, os.fstat(self._fd).st_size
         if self.is_json and self.size_bytes and self.last_bytes(1) != b"\n":
-            self._append(b"\n", 0)  # a record torn by a kill: readers take it for a line of its own
+            self._append(b"\n", 0, None)  # a record torn by a kill: readers take it for a line of its own
+        if self._book is not None:
+            self._note()
+            for stream, spool in self._book.spools.items():
+                for part, end in spool.unformatted():
+                    self._append(*self._records.feed_spooled(stream, part, end))
+
+    def _note(self, *, is_rotating: bool = False) -> None:
+        if self._book is not None:
+            self._book.note(self._inode, self.size_bytes, is_rotating=is_rotating)
 
     def _open_file(self, path: str) -> int:
         # Without O_APPEND, which splice(2) refuses; O_NONBLOCK so that a FIFO in this place cannot hang us.
@@ -114,12 +135,14 @@ class LogFile:
     def close(self) -> None:
         """Try once more to write what is left, count what cannot be, and let go. Idempotent."""
         if self._fd < 0:
+            if self._book is not None:
+                self._book.close()  # never got as far as to be open
             return
         if self._pending:
             self._flush()
             if self._pending:
                 self._truncate_head()
-                self.dropped_bytes += sum(raw for _, raw in self._pending)
+                self.dropped_bytes += sum(raw for _, raw, _ in self._pending)
                 self._pending.clear()
                 self._report(f"log {self.path}: closed with {self.dropped_bytes} bytes of output unwritten")
         if self._retry is not None:
@@ -127,6 +150,8 @@ class LogFile:
             self._retry = None
         fd, self._fd = self._fd, -1
         os.close(fd)
+        if self._book is not None:
+            self._book.close()
 
     def fileno(self) -> int:
         return self._fd
@@ -136,6 +161,11 @@ class LogFile:
     @property
     def idle(self) -> bool:
         return not self._pending
+
+    @property
+    def takes_sources(self) -> bool:
+        """Whether it takes from the pipe by itself what cannot go straight into the file."""
+        return self._book is not None
 
     @property
     def takes_splice(self) -> bool:
@@ -154,7 +184,7 @@ class LogFile:
         over = self._max_size_bytes and self.size_bytes >= self._max_size_bytes
         count = _PAGE_BYTES if over else pipes.CHUNK_BYTES
         try:
-            with _AppendLock(self) as locked:
+            with AppendLock(self) as locked:
                 if not locked:
                     self._fail(None)
                     return None
@@ -175,24 +205,30 @@ class LogFile:
             self._grew()
         return moved
 
+    def take(self, stream: str, source_fd: int, count: int) -> bytes:
+        """Take a chunk from a pipe or terminal and log it; the value is that chunk, empty at the source's end.
+
+        Raises: BlockingIOError when the source is empty; OSError.
+        """
+        data, is_spooled = self._records.move(stream, source_fd, count)
+        if data:
+            self._append(*self._records.feed(stream, data, is_spooled=is_spooled))
+            if not self._pending:
+                self._records.roll(stream, self._inode, self.size_bytes)
+        return data
+
     def write(self, stream: str, data: bytes) -> None:
         """Append output: as records in a JSON log, as it is in a raw one."""
-        if not self.is_json:
-            self._append(data, len(data))
-            return
-        formatter = self._formatters.get(stream)
-        if formatter is None:
-            formatter = self._formatters[stream] = jsonlines.LineFormatter(stream)
-        held = formatter.held_bytes
-        batch = formatter.feed(data, self._stamper.stamp(time.time_ns()))
-        self._append(batch, held + len(data) - formatter.held_bytes)
+        if self.is_json:
+            self._append(*self._records.feed(stream, data, is_spooled=False))
+        else:
+            self._append(data, len(data), None)
 
     def settle(self, stream: str) -> None:
         """Write what was held back of an unfinished line: its process has exited."""
-        formatter = self._formatters.get(stream)
-        if formatter is not None and formatter.held_bytes:
-            held = formatter.held_bytes
-            self._append(formatter.flush(self._stamper.stamp(time.time_ns())), held)
+        batch = self._records.settle(stream)
+        if batch is not None:
+            self._append(*batch)
 
     def end(self, stream: str) -> None:
         """The stream has ended; the file stays for the other one."""
@@ -207,10 +243,10 @@ class LogFile:
 
     # --- writing
 
-    def _append(self, batch: bytes, raw_bytes: int) -> None:
+    def _append(self, batch: bytes, raw_bytes: int, mark: "Mark") -> None:
         if not batch:
             return
-        self._pending.append((batch, raw_bytes))
+        self._pending.append((batch, raw_bytes, mark))
         self._pending_bytes += len(batch)
         if self._retry is None:
             self._flush()
@@ -221,7 +257,7 @@ class LogFile:
         """Write what is pending, rotating where a file is full, until done or refused."""
         before = self.size_bytes
         try:
-            with _AppendLock(self) as locked:
+            with AppendLock(self) as locked:
                 if not locked:
                     self._fail(None)
                     return
@@ -238,7 +274,7 @@ class LogFile:
 
     def _write_head(self) -> None:
         """Write the first pending batch, or as much of it as belongs into this file, or as fits on the disk."""
-        batch, raw_bytes = self._pending[0]
+        batch, raw_bytes, mark = self._pending[0]
         if self._max_size_bytes and not self._head_sent:
             cut = room_cut(batch, self._max_size_bytes - self.size_bytes, at_start=self.size_bytes == 0)
             if cut == 0:
@@ -246,15 +282,16 @@ class LogFile:
                     return
             elif cut < len(batch):
                 share = min(raw_bytes, jsonlines.output_bytes(batch[:cut]) if self.is_json else cut)
-                self._pending[:1] = [(batch[:cut], share), (batch[cut:], raw_bytes - share)]
-                batch, raw_bytes = self._pending[0]
+                part: Mark = (mark[0], PART) if mark is not None else None
+                self._pending[:1] = [(batch[:cut], share, part), (batch[cut:], raw_bytes - share, mark)]
+                batch, raw_bytes, mark = self._pending[0]
         rest = memoryview(batch)[self._head_sent :] if self._head_sent else batch
         sent = os.pwrite(self._fd, rest, self.size_bytes + self._head_sent)
         if sent < len(rest) and self.is_json:
             self._head_sent += sent  # half a record: not committed yet
             return
         if sent < len(rest):
-            self._pending[0] = (batch[sent:], raw_bytes - sent)
+            self._pending[0] = (batch[sent:], raw_bytes - sent, mark)
             self._pending_bytes -= sent
             self.size_bytes += sent
             return
@@ -262,6 +299,8 @@ class LogFile:
         self._pending_bytes -= len(batch)
         self.size_bytes += len(batch)
         self._head_sent = 0
+        advance(mark, len(batch))
+        self._note()
 
     def _fail(self, error: "OSError | None") -> None:
         """Arrange another try. None: another writer has the file for this moment."""
@@ -302,7 +341,8 @@ class LogFile:
         """Keep the newest KEPT_BYTES of what waits; count the rest, to be marked once writing works."""
         while self._pending_bytes > KEPT_BYTES:
             self._truncate_head()
-            batch, raw_bytes = self._pending.pop(0)
+            batch, raw_bytes, mark = self._pending.pop(0)
+            advance(mark, len(batch))
             self._pending_bytes -= len(batch)
             self.dropped_bytes += raw_bytes
             self._unmarked_bytes += raw_bytes
@@ -318,10 +358,10 @@ class LogFile:
         self._truncate_head()
         text = b"[shimd: %d bytes dropped: no space]\n" % self._unmarked_bytes
         if self.is_json:
-            batch = jsonlines.record(jsonlines.STDERR, text, self._stamper.stamp(time.time_ns()))
+            batch = jsonlines.record(jsonlines.STDERR, text, self._records.stamp())
         else:
             batch = text if self.size_bytes == 0 or self.last_bytes(1) == b"\n" else b"\n" + text
-        self._pending.insert(0, (batch, 0))
+        self._pending.insert(0, (batch, 0, None))
         self._pending_bytes += len(batch)
         self._unmarked_bytes = 0
 
@@ -338,6 +378,7 @@ class LogFile:
         now = self._loop.clock()
         if now < self._rotate_after:
             return False
+        self._note(is_rotating=True)
         try:
             new_fd, taken_age = rotate(self.path, self.max_files, self._open_file)
         except OSError as error:
@@ -349,41 +390,8 @@ class LogFile:
         finished, self.size_bytes = self.size_bytes, 0
         os.close(self._fd)
         self._fd = new_fd
+        self._inode = os.fstat(new_fd).st_ino
+        self._note()
         for follower in list(self.followers):
             follower.log_rotated(finished, taken_age)
         return True
-
-
-class _AppendLock:
-    """Around one append: where the file ends by now, and, of a shared file, nobody else's turn meanwhile.
-
-    Source: flock(2): advisory, per open file description; taken without waiting, so that no stranger holding it can
-    stop our loop. fstat(2) sees what copytruncate or another appender did.
-    """
-
-    __slots__ = ("_locked", "_log")
-
-    def __init__(self, log: LogFile) -> None:
-        self._log = log
-        self._locked = False
-
-    def __enter__(self) -> bool:
-        log = self._log
-        if log._shared:
-            try:
-                fcntl.flock(log._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                self._locked = True
-            except BlockingIOError:
-                return False
-            except OSError:  # a file system without locks
-                pass
-        size = os.fstat(log._fd).st_size
-        if size < log.size_bytes + log._head_sent or log._shared:
-            log.size_bytes = min(size, log.size_bytes) if not log._shared else size
-            log._head_sent = 0
-        return True
-
-    def __exit__(self, *_exc: object) -> None:
-        if self._locked:
-            with contextlib.suppress(OSError):
-                fcntl.flock(self._log._fd, fcntl.LOCK_UN)

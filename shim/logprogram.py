@@ -14,7 +14,7 @@ import os
 import select
 import signal
 
-from shim import kernel, pipes
+from shim import kernel, pidfds, pipes
 from shim.errors import invalid_argument, unknown
 from shim.jsonlines import STDERR, STDOUT
 from shim.pumps import Pump
@@ -59,6 +59,9 @@ class LogProgram:
         self._sources: dict[str, int] = {}
         self._ready_fd = -1  # kept for the program's life: a late word into a closed pipe would kill it
         self._pid = 0
+        self._pidfd = -1  # of one that an earlier shim started: it is not our child
+        self.identity: tuple[int, int] | None = None  # pid and start time, for a successor
+        self.on_change: Callable[[], None] = _nothing
         self._gone = Signal()
         self._is_kept = False
         self._hurry = Signal()  # the process is gone: what is left to read is to be read now
@@ -70,12 +73,14 @@ class LogProgram:
         """Output thrown away because the program was given up."""
         return sum(pump.taken_bytes for pump in self._discarders)
 
-    def pipe(self, stream: str, path: str) -> int:
-        """Take a stream's FIFO; the value is the process's end of it. Raises: OSError.
+    def pipe(self, stream: str, path: str, *, reopens: bool = False) -> "int | None":
+        """Take a stream's FIFO; the value is the process's end of it, unless it has that already. Raises: OSError.
 
         Order: our end is opened first, for poll(2) tells of a writer's going only to who was there before it came.
         """
         self._sources[stream] = pipes.open_read_end(path)
+        if reopens:
+            return None
         child_fd = pipes.open_child_output(path)
         pipes.enlarge(child_fd)
         return child_fd
@@ -101,6 +106,14 @@ class LogProgram:
         if not os.read(self._ready_fd, 1) and self._target.says_ready:
             raise unknown(f"log program {path!r} did not say that it is ready: it may have ended early")
 
+    def take_over(self, identity: "tuple[int, int] | None") -> None:
+        """Keep the program an earlier shim started; one that has died since is started again."""
+        self.identity = identity
+        pidfd = pidfds.open_exactly(*identity) if identity is not None else None
+        self._pid, self._pidfd = (identity[0], pidfd) if identity is not None and pidfd is not None else (0, -1)
+        self._is_kept = True
+        self._loop.spawn(self._keep(self._pid or -1))
+
     def _start(self) -> "Handler":
         """The value is its pid. Raises: OSError."""
         ready_fd, write_fd = os.pipe2(os.O_CLOEXEC)
@@ -116,6 +129,8 @@ class LogProgram:
         finally:
             for fd in given:
                 os.close(fd)
+        self.identity = (self._pid, kernel.start_ticks(self._pid))
+        self.on_change()
         self._gone = Signal()
         self._close_ready()
         self._ready_fd = ready_fd
@@ -135,7 +150,7 @@ class LogProgram:
         lives, delay_s = 0, RESTART_FIRST_S
         while pid:
             began = self._loop.clock()
-            status = yield Exited(pid)
+            status = yield from self._until_gone(pid)
             self._pid = pid = 0
             self._gone.fire(status)
             while not pid and not self._may_rest():
@@ -154,6 +169,22 @@ class LogProgram:
                     pid = yield from self._start_again()
         self._is_kept = False
 
+    def _until_gone(self, pid: int) -> "Handler":
+        """The value is its wait status, or 0 of one that is not our child."""
+        if pid > 0 and self._pidfd < 0:
+            return (yield Exited(pid))
+        if self._pidfd >= 0:
+            yield Readable(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = -1
+        return 0
+
+    def _signal(self, signum: int) -> None:
+        try:
+            kernel.send_signal(self._pidfd if self._pidfd >= 0 else None, self._pid, signum)
+        except ProcessLookupError:
+            pass  # not our child, and reaped already
+
     def _start_again(self) -> "Handler":
         """The value is its pid, or 0."""
         try:
@@ -162,7 +193,7 @@ class LogProgram:
             self._report(f"log program {self._target.path} cannot be started: {error.strerror}")
             return 0
         if self._is_ending:
-            kernel.send_signal(None, pid, signal.SIGTERM)
+            self._signal(signal.SIGTERM)
         return pid
 
     def _may_rest(self) -> bool:
@@ -194,7 +225,7 @@ class LogProgram:
         for signum, patience_s in ((signal.SIGTERM, TERM_S), (signal.SIGKILL, KILL_S)):
             if not self._pid:
                 break
-            kernel.send_signal(None, self._pid, signum)
+            self._signal(signum)
             try:
                 yield Fired(self._gone, deadline_s=patience_s)
             except DeadlinePassed:
@@ -219,6 +250,10 @@ class LogProgram:
         if self._ready_fd >= 0:
             os.close(self._ready_fd)
             self._ready_fd = -1
+
+
+def _nothing() -> None:
+    """Nobody asked to be told."""
 
 
 def _lift(fd: int) -> int:

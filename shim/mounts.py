@@ -104,21 +104,21 @@ def _mount(one: MountPlan) -> None:
     if len(data) > DATA_MAX_BYTES:
         raise OSError(errno.E2BIG, "the mount's options are longer than a page")
     if directory is None:
-        _call_mount(source, one.target, one.type, one.flags, data)
+        mount(source, one.target, one.type, one.flags, data)
     else:
         # Lower directories may be relative to the working directory, and this process has a single thread.
         here = os.open(".", os.O_PATH | os.O_DIRECTORY)
         try:
             os.chdir(directory)
-            _call_mount(source, one.target, one.type, one.flags, data)
+            mount(source, one.target, one.type, one.flags, data)
         finally:
             os.fchdir(here)
             os.close(here)
     for flag in one.propagation:
-        _call_mount("", one.target, "", flag, "")
+        mount("", one.target, "", flag, "")
     if one.flags & MS_BIND and one.flags & ~(MS_BIND | MS_REC):
         # mount(2): a bind mount ignores every other flag, they need a remount.
-        _call_mount("", one.target, "", one.flags | MS_REMOUNT, "")
+        mount("", one.target, "", one.flags | MS_REMOUNT, "")
 
 
 def shorten_overlay(data: str) -> "tuple[str | None, str]":
@@ -142,33 +142,35 @@ def unmount_all(target: str) -> int:
     """
     for done in range(STACK_MAX):
         try:
-            _call_umount(target, UMOUNT_NOFOLLOW)
+            unmount(target, UMOUNT_NOFOLLOW)
         except OSError as error:
             if error.errno in (errno.EINVAL, errno.ENOENT):
                 return done
             if error.errno != errno.EBUSY:
                 raise
-            _call_umount(target, UMOUNT_NOFOLLOW | MNT_DETACH)
+            unmount(target, UMOUNT_NOFOLLOW | MNT_DETACH)
     return STACK_MAX
 
 
-def _libc() -> "Any":
-    # Half a megabyte (ctypes) that a shim without mounts of its own need not have; CPython has no mount(2).
+def libc() -> "Any":
+    """ctypes and the C library, for what CPython has no function for. Half a megabyte in a shim without a keeper."""
     import ctypes
 
     return ctypes, ctypes.CDLL(None, use_errno=True)
 
 
-def _call_mount(source: str, target: str, kind: str, flags: int, data: str) -> None:
-    ctypes, libc = _libc()
+def mount(source: str, target: str, kind: str, flags: int, data: str) -> None:
+    """One mount(2). Raises: OSError."""
+    ctypes, library = libc()
     parts = [text.encode() for text in (source or "none", target, kind or "none")]
-    if libc.mount(*parts, ctypes.c_ulong(flags), data.encode() or None) != 0:
+    if library.mount(*parts, ctypes.c_ulong(flags), data.encode() or None) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), target)
 
 
-def _call_umount(target: str, flags: int) -> None:
-    ctypes, libc = _libc()
-    if libc.umount2(target.encode(), flags) != 0:
+def unmount(target: str, flags: int = 0) -> None:
+    """One umount2(2). Raises: OSError."""
+    ctypes, library = libc()
+    if library.umount2(target.encode(), flags) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), target)

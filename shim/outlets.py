@@ -149,6 +149,8 @@ class PipeSink:
     Owns the outlet with the fd, which is opened for reading too: a client that went away is a full pipe, not an EPIPE.
     """
 
+    takes_sources = False
+
     __slots__ = ("_fd", "_loop", "_on_room", "_unread_chunks", "_watching", "blocked", "outlet", "takes_splice")
 
     def __init__(self, loop: "Loop", fd: int, *, takes_splice: bool) -> None:
@@ -193,6 +195,9 @@ class PipeSink:
                 self._watching = True
             return None
 
+    def take(self, _stream: str, _source_fd: int, _count: int) -> bytes:
+        raise AssertionError("the pump reads for it")
+
     def write(self, _stream: str, data: bytes) -> None:
         self.outlet.write(data)
         self.blocked = self.outlet.full
@@ -228,7 +233,7 @@ class Feed:
 
     __slots__ = ("_outlet",)
 
-    takes_splice = False
+    takes_splice = takes_sources = False
 
     def __init__(self, outlet: Outlet) -> None:
         self._outlet = outlet
@@ -243,6 +248,9 @@ class Feed:
 
     def splice(self, _source_fd: int) -> "int | None":
         raise AssertionError("a terminal is written, not spliced into")
+
+    def take(self, _stream: str, _source_fd: int, _count: int) -> bytes:
+        raise AssertionError("the pump reads for it")
 
     def write(self, _stream: str, data: bytes) -> None:
         self._outlet.write(data)

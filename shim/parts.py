@@ -2,7 +2,9 @@
 
 import time
 
+from shim import pins
 from shim.journal import EVENT, EXIT
+from shim.spares import Spares
 from ttrpc.api import shim, wkt
 
 TYPE_CHECKING = False
@@ -10,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from google.protobuf.any_pb2 import Any as AnyMessage
     from google.protobuf.message import Message
 
     from shim.bundle import Bundle
@@ -31,7 +34,7 @@ class Parts:
 
     __slots__ = (
         "_retry", "boot_id", "bundle", "dropped_bytes", "exits", "find_cgroup", "incarnation", "journal", "log",
-        "log_bytes", "loop", "make_stdio", "params", "reaper", "unwritten_exits", "watch_oom",
+        "log_bytes", "loop", "make_stdio", "params", "pin", "reaper", "spares", "unpin", "unwritten_exits", "watch_oom",
     )  # fmt: skip
 
     def __init__(
@@ -49,6 +52,7 @@ class Parts:
         make_stdio: "Callable[[Process, int, int], Stdio]",
         find_cgroup: "Callable[[int], Any]",
         watch_oom: "Callable[[Any, Callable[[int], None]], Any]",
+        spares: "Spares | None" = None,
     ) -> None:
         self.params = params
         self.loop = loop
@@ -62,6 +66,9 @@ class Parts:
         self.make_stdio = make_stdio
         self.find_cgroup = find_cgroup
         self.watch_oom = watch_oom
+        self.spares = spares if spares is not None else Spares(loop)
+        self.pin: Callable[[int, str], None] = pins.pin  # where there is no keeper to do it
+        self.unpin = pins.unpin
         self.unwritten_exits = 0
         self.log_bytes = 0  # of processes whose streams are closed
         self.dropped_bytes = 0
@@ -72,7 +79,11 @@ class Parts:
 
         Order: what the event says is true, and an exit on disk, before this is called.
         """
-        record = shim.JournalRecord(at=wkt.timestamp(time.time_ns()), topic=topic, event=wkt.pack(event))
+        return self.tell_packed(topic, wkt.pack(event), exit_record)
+
+    def tell_packed(self, topic: str, event: "AnyMessage", exit_record: "Exit | None" = None) -> int:
+        """The same with an event that is packed already."""
+        record = shim.JournalRecord(at=wkt.timestamp(time.time_ns()), topic=topic, event=event)
         record.incarnation = self.incarnation
         record.seq = self.journal.last_seq + 1
         if exit_record is not None:

@@ -3,7 +3,7 @@
 import os
 import signal as signals
 
-from shim import kernel
+from shim import kernel, pidfds
 from shim.errors import failed_precondition, invalid_argument, not_found
 from shim.lifecycle import CREATED, CREATING, Lifecycle
 from shim.steps import Signal
@@ -26,8 +26,8 @@ class Process:
     """
 
     __slots__ = (
-        "exec_id", "exit", "is_killed", "lifecycle", "pid", "pidfd", "reaped", "request", "start_ticks",
-        "started_at_ns", "starting", "stdin_closed", "stdio", "told",
+        "exec_id", "exit", "inode", "is_killed", "lifecycle", "log_program", "pid", "pidfd", "reaped", "request",
+        "start_ticks", "started_at_ns", "starting", "stdin_closed", "stdio", "told",
     )  # fmt: skip
 
     def __init__(self, exec_id: str, request: "StdioRequest") -> None:
@@ -39,11 +39,13 @@ class Process:
         self.pid = 0
         self.pidfd: int | None = None
         self.start_ticks = 0
+        self.inode = 0  # of the pidfd: with the boot id the identity of the process, as is the start time
         self.started_at_ns: int | None = None
         self.starting: Signal | None = None
         self.is_killed = False
         self.reaped = False
         self.exit: Exit | None = None
+        self.log_program: tuple[int, int] | None = None  # as the shim before this one had it
         self.told = Signal()
 
     @property
@@ -75,6 +77,7 @@ class Process:
         self.pid = pid
         self.pidfd = kernel.open_pidfd(pid)
         self.start_ticks = kernel.start_ticks(pid)
+        self.inode = pidfds.inode(self.pidfd) if self.pidfd is not None else 0
         return ended
 
     def _mark_reaped(self, _status: int) -> None:
@@ -122,16 +125,19 @@ class Process:
 
     def snapshot(self) -> "dict[str, Any]":
         """What a successor must know of it."""
+        program = self.stdio.program if self.stdio is not None else None
         return {
             "exec_id": self.exec_id,
             "state": self.lifecycle.state,
             "pid": self.pid,
             "start_ticks": self.start_ticks,
+            "inode": self.inode,
             "started_at_ns": self.started_at_ns,
             "stdin": self.request.stdin,
             "stdout": self.request.stdout,
             "stderr": self.request.stderr,
             "terminal": self.request.terminal,
-            "stdin_closed": self.stdin_closed,
+            "stdin_closed": self.stdin_closed or (self.stdio is not None and self.stdio.is_stdin_ended),
+            "log_program": program.identity if program is not None else None,
             "is_killed": self.is_killed,
         }

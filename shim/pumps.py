@@ -26,7 +26,10 @@ if TYPE_CHECKING:
         def idle(self) -> bool: ...
         @property
         def takes_splice(self) -> bool: ...
+        @property
+        def takes_sources(self) -> bool: ...
         def splice(self, source_fd: int) -> "int | None": ...
+        def take(self, stream: str, source_fd: int, count: int) -> bytes: ...
         def write(self, stream: str, data: bytes) -> None: ...
         def settle(self, stream: str) -> None: ...
         def end(self, stream: str) -> None: ...
@@ -136,12 +139,14 @@ class Pump:
         sink, hub = self.sink, self._hub
         if sink is not None and sink.takes_splice and (hub is None or not hub.wants_output):
             return sink.splice(self.fd)
-        data = os.read(self.fd, self._chunk_bytes)
-        if data:
-            if sink is not None:
+        if sink is not None and sink.takes_sources:
+            data = sink.take(self.stream, self.fd, self._chunk_bytes)
+        else:
+            data = os.read(self.fd, self._chunk_bytes)
+            if data and sink is not None:
                 sink.write(self.stream, data)
-            if hub is not None:
-                hub.output(self.stream, data)
+        if data and hub is not None:
+            hub.output(self.stream, data)
         return len(data)
 
     def _hang_up(self) -> None:

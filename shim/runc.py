@@ -112,11 +112,23 @@ class Runc:
 
     def is_running(self, reaper: "Reaper") -> "Handler":
         """Whether the runtime itself takes the container for running; when it cannot say, it is not."""
+        return (yield from self.status(reaper)) == "running"
+
+    def status(self, reaper: "Reaper") -> "Handler":
+        """What the runtime takes the container for: created, running, paused, stopped; empty when it cannot say."""
         try:
             output = yield from self.call(reaper, "state", "state", self.id, deadline_s=LIST_S)
-            return json.loads(output).get("status") == "running"
+            return str(json.loads(output).get("status"))
         except (StatusError, ValueError, AttributeError):
-            return False
+            return ""
+
+    def was_started(self) -> bool:
+        """Whether the user's program of a container that is over was ever begun; when that cannot be said, not.
+
+        Source: runc, container_linux.go: `start` opens the FIFO `exec.fifo` in the state directory and removes it.
+        """
+        directory = os.path.join(self.root, self.id)
+        return os.path.isdir(directory) and not os.path.lexists(os.path.join(directory, "exec.fifo"))
 
     def _wait(self, reaper: "Reaper", pid: int, verb: str, deadline_s: float) -> "Handler":
         try:

@@ -11,7 +11,7 @@ import signal
 import socket
 import time
 
-from shim import cgroups, kernel, metrics
+from shim import cgroups, kernel, metrics, takeover
 from shim.bundle import Bundle, remove, write_replacing
 from shim.delete import response
 from shim.exits import ExitStore
@@ -23,10 +23,13 @@ from shim.oom import OomWatch
 from shim.params import Params
 from shim.parts import Parts
 from shim.reaper import Reaper
+from shim.saving import save_process
 from shim.service import SERVICES, TaskService
 from shim.shimlog import ShimLog
 from shim.shimservice import SERVICE, ShimService
+from shim.spares import LISTENER, LOCK, KeeperLink, Spares
 from shim.stdio import Stdio
+from shim.successor import find_task
 from shim.uplink import Uplink, plain_path
 from shim.version import VERSION
 from shim.wakeup import Wakeup
@@ -52,22 +55,26 @@ FINISH_S = 1.0
 FAREWELL_S = 10.0
 
 
-def serve(listener_fd: int, params: Params) -> int:
+def serve(listener_fd: int, params: Params, link: "KeeperLink | None" = None) -> int:
     """Serve one container until its shim is no longer needed; the value is the exit code. Blocks.
+
+    Where the bundle holds the task of a shim that died, that task is taken over. ``link``: what the keeper gives.
 
     Owns: the listener and its path. Order: the caller has given us fds 0, 1, 2 that nobody waits for.
     """
     log = ShimLog(params.bundle, params.id, debug=params.debug)
     try:
-        shim = Shim(listener_fd, params, log)
+        shim = Shim(listener_fd, params, log, link)
     except Exception as error:  # noqa: BLE001 - the last place to say it
         log.failure("the shim cannot start", error)
-        remove(params.socket_path)
+        if link is None or not link.is_raised:
+            remove(params.socket_path)
         return 1
     try:
         shim.run()
     except BaseException as error:
         log.failure("the shim ends by a bug", error)
+        shim.die_if_needed()
         raise
     finally:
         shim.close()
@@ -79,7 +86,8 @@ def serve(listener_fd: int, params: Params) -> int:
 class Shim:
     """Owns every part, in the order they are made here."""
 
-    def __init__(self, listener_fd: int, params: Params, log: ShimLog) -> None:
+    def __init__(self, listener_fd: int, params: Params, log: ShimLog, link: "KeeperLink | None" = None) -> None:
+        link = link or KeeperLink()
         self.params = params
         self.log = log
         self.started_at_ns = time.time_ns()
@@ -101,19 +109,22 @@ class Shim:
         )
         bundle = Bundle(params.bundle)
         bundle.make_directories()
+        boot_id = kernel.boot_id()
+        earlier = find_task(params, boot_id, is_raised=link.is_raised)
         self.parts = Parts(
             params,
             loop=self.loop,
             reaper=self.reaper,
             bundle=bundle,
-            journal=self._open_journal(bundle),
+            journal=self._open_journal(bundle, is_new=earlier is None),
             exits=ExitStore(bundle.exits_dir),
             log=log,
-            boot_id=kernel.boot_id(),
-            incarnation=os.urandom(16).hex(),
+            boot_id=boot_id,
+            incarnation=os.urandom(16).hex() if earlier is None else str(earlier["incarnation"]),
             make_stdio=self._make_stdio,
             find_cgroup=cgroups.find,
             watch_oom=lambda paths, on_oom: OomWatch(self.loop, paths, on_oom),
+            spares=Spares(self.loop, link.connection_fd, link.spares),
         )
         self.tasks = TaskService(self.parts, metrics.read, self.finish)
         registry = Registry()
@@ -131,6 +142,18 @@ class Shim:
         )
         self.loop.call_later(IDLE_S, self._end_when_idle)
         log.info(f"serving version={VERSION} pid={os.getpid()} namespace={params.namespace}")
+        self._begin(earlier)
+        if link.lock_fd >= 0:
+            self.parts.spares.hold(LOCK, link.lock_fd, is_known=True)
+        self.parts.spares.hold(LISTENER, listener_fd, is_known=True)
+
+    def _begin(self, earlier: "dict[str, Any] | None") -> None:
+        """Take over what an earlier shim left, if that is anything."""
+        if earlier is not None:
+            self.log.info(f"taking over from shim {earlier['shim_pid']}, the container is {earlier['state']}")
+            self.loop.spawn(takeover.begin(self.tasks, earlier), self._taken_over)
+        else:
+            self.parts.spares.settle()
 
     def run(self) -> None:
         """Serve until `finish`. Blocks."""
@@ -140,10 +163,9 @@ class Shim:
 
     # --- making parts
 
-    def _open_journal(self, bundle: Bundle) -> Journal:
+    def _open_journal(self, bundle: Bundle, *, is_new: bool) -> Journal:
         """Begin the journal. That of a task which was deleted in this bundle is put aside: its seqs are not ours."""
         path = bundle.file("journal")
-        earlier = bundle.read_state()
         try:
             journal = Journal(path)
         except (ValueError, JournalVersion) as error:
@@ -152,7 +174,7 @@ class Shim:
             return Journal(path)
         if journal.damage:
             self.log.error(f"the journal is damaged, records are missing: {journal.damage}")
-        if journal.last_seq and (earlier is None or earlier.get("state") == DELETED):
+        if journal.last_seq and is_new:
             journal.close()
             os.rename(path, path + ".old")
             return Journal(path)
@@ -176,6 +198,8 @@ class Shim:
             self.parts.bundle.io_dir,
             process.name,
             process.request,
+            spares=self.parts.spares,
+            on_change=lambda: self._save_process(process),
             uid=uid,
             gid=gid,
             # Where the I/O is to have an owner (of a user namespace), that cannot be made of a client's own FIFO.
@@ -186,6 +210,21 @@ class Shim:
             },
             report=self.log.warning,
         )
+
+    def _save_process(self, process: "Process") -> None:
+        if self.tasks.container is not None:
+            save_process(self.tasks.container, process)
+
+    def _taken_over(self, _value: object, error: "BaseException | None") -> None:
+        if error is not None:
+            self.log.failure("the container cannot be taken over", error)
+            os._exit(1)  # whoever asked us now would be told that there is no container
+        self.log.info("the container is taken over")
+
+    def die_if_needed(self) -> None:
+        """End as by SIGKILL, with everything left to a successor, if there is a container: its streams live on so."""
+        if self.tasks.is_needed:
+            os._exit(1)
 
     # --- calls
 
@@ -258,6 +297,7 @@ class Shim:
         start a new shim, or remove the bundle.
         """
         if not self.is_finishing:
+            self.parts.spares.finish()
             self._unlink_socket()
             self._leave_answer()
         if answer is not None:
@@ -302,6 +342,7 @@ class Shim:
         self.wakeup.close()
         faulthandler.unregister(signal.SIGUSR1)
         self.parts.journal.close()
+        self.parts.spares.close()
         self.loop.close()
 
 

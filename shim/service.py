@@ -32,6 +32,8 @@ SERVICES = ("containerd.task.v2.Task", "containerd.task.v3.Task")
 # These are answered while a Create is under way; all others wait for its end, as containerd's shim has it. `ctr` counts
 # on that: it asks for State as soon as the shim has opened the FIFOs, and gives up closing stdin when it finds none.
 DURING_CREATE = ("Create", "Connect", "Shutdown")
+# These need no container, and have somebody who waits for a shim to show a sign of life.
+DURING_TAKEOVER = ("Info", "Follow", "Ack")
 STATUS = {CREATED: 1, RUNNING: 2, STOPPED: 3, PAUSED: 4}
 PAUSING = 5
 OPTIONS_URL = "containerd.runc.v1.Options"
@@ -51,11 +53,14 @@ class TaskService:
         self.parts = parts
         self.container: Container | None = None
         self.creating: Signal | None = None
+        self.restoring: Signal | None = None
         self._read_stats = read_stats
         self._shutdown = shutdown
 
     def must_wait_for(self, call: "ServerCall") -> "Signal | None":
         """What has to happen before this call can be answered."""
+        if self.restoring is not None:
+            return None if call.method.name in DURING_TAKEOVER else self.restoring
         if call.service in SERVICES and call.method.name not in DURING_CREATE:
             return self.creating
         return None

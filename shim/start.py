@@ -30,7 +30,7 @@ class StartError(Exception):
     """Why there is no shim; printed as it is."""
 
 
-def start(params: Params, serve: "Callable[[int, Params], int]", reason: str = "") -> "NoReturn":
+def start(params: Params, serve: "Callable[[int, Params, int], int]", reason: str = "") -> "NoReturn":
     """Start the shim of one container: once the address works it is printed, and this process ends.
 
     ``serve`` is called in the child only, and imports the rest there. ``reason`` is why the keeper did not do it: the
@@ -69,10 +69,13 @@ def claim(params: Params, patience_s: float = 0.0) -> "tuple[socket.socket, int]
             if time.monotonic() >= deadline:
                 raise
             time.sleep(0.01)
-    params.socket_path = params.socket_path or socket_path(
-        params.socket_dir, params.address, params.namespace, params.id
-    )
+    params.socket_path = params.socket_path or path_of(params)
     return listen(params.socket_path), bundle_fd
+
+
+def path_of(params: Params) -> str:
+    """Where the shim listens. Pure."""
+    return socket_path(params.socket_dir, params.address, params.namespace, params.id)
 
 
 def publish(params: Params, pid: int) -> str:
@@ -92,7 +95,7 @@ def _become_shim(
     bundle_fd: int,
     params: Params,
     score: int,
-    serve: "Callable[[int, Params], int]",
+    serve: "Callable[[int, Params, int], int]",
     reason: str,
 ) -> "NoReturn":
     """The child, which never returns: a session of its own, nothing of the parent's fds, then the serving loop."""
@@ -112,7 +115,7 @@ def _become_shim(
             log = ShimLog(params.bundle, params.id)
             log.warning(f"started without the keeper: {reason}")
             log.close()
-        code = serve(listener.detach(), params)
+        code = serve(listener.detach(), params, bundle_fd)
     finally:
         os._exit(code)
 

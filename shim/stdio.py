@@ -5,36 +5,31 @@ import os
 from shim import pipes, targets
 from shim.attach import Hub, Inputs
 from shim.bundle import remove
-from shim.clientpaths import open_output, open_stdin
+from shim.clientpaths import open_output
 from shim.console import ConsoleSocket, set_size
-from shim.errors import failed_precondition, invalid_argument, unknown
+from shim.errors import failed_precondition, unknown
 from shim.jsonlines import STDERR, STDOUT
 from shim.logfile import LogFile
 from shim.logprogram import LogProgram
 from shim.logs import LogFollower
-from shim.outlets import Feed, Outlet, PipeSink
+from shim.outlets import PipeSink
 from shim.pumps import Pump
-from shim.targets import ATTACH, BINARY, CLIENT, FILE, LOG, NOTHING
+from shim.spares import Share
+from shim.spool import Book
+from shim.stdin import Stdin
+from shim.targets import ATTACH, BINARY, CLIENT, FILE, JSON, LOG, NOTHING
+from shim.targets import StdioRequest as StdioRequest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from shim.loop import Loop
+    from shim.spares import Spares
     from shim.steps import Handler
     from shim.targets import Target
     from ttrpc.api.shim import AttachOpen, ExitRecord, LogsRequest
     from ttrpc.server_call import ServerCall
-
-
-class StdioRequest:
-    """What Create or Exec asks for."""
-
-    __slots__ = ("stderr", "stdin", "stdout", "terminal")
-
-    def __init__(self, stdin: str = "", stdout: str = "", stderr: str = "", *, terminal: bool = False) -> None:
-        self.stdin, self.stdout, self.stderr = stdin, stdout, stderr
-        self.terminal = terminal
 
 
 class Stdio:
@@ -59,6 +54,8 @@ class Stdio:
         direct: bool = True,
         labels: "dict[str, str] | None" = None,
         report: "Callable[[str], None]" = lambda _line: None,
+        spares: "Spares | None" = None,
+        on_change: "Callable[[], None]" = lambda: None,
     ) -> None:
         self.terminal = request.terminal
         self.console_socket: str | None = None
@@ -70,23 +67,23 @@ class Stdio:
         self._direct = direct
         self._labels = labels or {}  # the environment of a log program
         self._report = report
+        self._spares = Share(spares, name)
+        self._reopens = False
         self._source: Target = targets.Target(NOTHING)
         self._out: Target = targets.Target(NOTHING)
         self._child: list[int | None] = [None, None, None]
         self._fifos: list[str] = []
         self._pumps: list[Pump] = []
         self._sinks: list[PipeSink] = []
-        self._feeder: Pump | None = None  # a client's stdin FIFO into the terminal
         self._log: LogFile | None = None
-        self._program: LogProgram | None = None
+        self.program: LogProgram | None = None
         self._hub: Hub | None = None
-        self._stdin = Outlet(loop)  # what attach clients write; connected where the target is attach: or a terminal
-        self._inputs = Inputs(self._stdin, self.close_stdin, self.resize)
-        self._keep_alive_fd: int | None = None
+        self._on_change = on_change  # of what a successor must know
+        self._stdin = Stdin(loop, self._spares, on_change)
+        self._inputs = Inputs(self._stdin.outlet, self.close_stdin, self.resize)
         self._console: ConsoleSocket | None = None
         self._master_fd: int | None = None
         self._size: tuple[int, int] | None = None
-        self._stdin_closed = False
         self._started = False
         self._exit_record: ExitRecord | None = None
         self._closed_dropped_bytes = 0
@@ -104,36 +101,49 @@ class Stdio:
         """Output which nobody and nothing kept."""
         kept_by_ring_only = self._hub is not None and self._out.kind == ATTACH
         lost = self._hub.lost_bytes if self._hub is not None and kept_by_ring_only else 0
-        takers = (self._log, self._program)
+        takers = (self._log, self.program)
         return lost + sum(taker.dropped_bytes for taker in takers if taker is not None) + self._closed_dropped_bytes
 
     @property
     def attached(self) -> int:
         return self._hub.attached if self._hub is not None else 0
 
+    @property
+    def is_stdin_ended(self) -> bool:
+        return self._stdin.is_ended
+
     # --- opening
 
-    def open(self) -> None:
-        """Make ready what the process will be given.
+    def open(self, *, reopens: bool = False) -> None:
+        """Make ready what the process will be given; or, with ``reopens``, what it was given by a shim that died.
 
+        FIFOs are found by their names, which live as long as somebody has them open: the process, or the keeper. Where
+        a client's FIFO is gone, so is the client. A terminal has no name: only the keeper can have kept it.
         Raises: StatusError InvalidArgument for a URI which cannot be, or names something that is not there;
         FailedPrecondition for a log that another process writes. Nothing is left open then.
         """
         request = self._request
+        if reopens:
+            self._reopens = self._started = True
         self._source, self._out, err = targets.parse_all(
             request.stdin, request.stdout, request.stderr, terminal=self.terminal
         )
         try:
             if self._out.kind in (LOG, FILE):
-                self._log = LogFile(self._loop, self._out, report=self._report)
+                book = Book(self._prefix, reopens=reopens) if self._out.format == JSON else None
+                self._log = LogFile(self._loop, self._out, report=self._report, book=book)
                 self._log.open()
             elif self._out.kind == BINARY:
-                self._program = LogProgram(self._loop, self._out, self._labels, self._report)
+                self.program = LogProgram(self._loop, self._out, self._labels, self._report)
+                self.program.on_change = self._on_change
             self._make_hub(err)
             if self.terminal:
                 self._open_terminal()
             else:
-                self._open_stdin()
+                if reopens:
+                    self._stdin.reopen(self._source, self._fifo)
+                else:
+                    self._child[0] = self._stdin.open(self._source, self._fifo)
                 self._child[1] = self._open_output(STDOUT, self._out)
                 self._child[2] = self._open_output(STDERR, err)
         except OSError as error:
@@ -152,31 +162,31 @@ class Stdio:
 
     def _open_terminal(self) -> None:
         """Open the client's FIFOs, which are copied from and to, and the socket on which the terminal comes."""
-        if self._out.kind in (CLIENT, BINARY):
-            program = self._program
-            fd = program.pipe(STDOUT, self._fifo(STDOUT)) if program else open_output(STDOUT, self._out.path)
+        if self.program is not None or (self._out.kind == CLIENT and not self._is_gone(self._out.path)):
+            fd = self._open_terminal_output()
             os.set_blocking(fd, False)
             self._sinks.append(PipeSink(self._loop, fd, takes_splice=False))
-        if self._source.kind == CLIENT:
-            fd, self._keep_alive_fd = open_stdin(self._source.path)
-            self._feeder = Pump(self._loop, fd, "stdin", Feed(self._stdin))
-            if self._keep_alive_fd is None:
-                raise invalid_argument(f"stdin {self._source.path!r}: with a terminal this must be a FIFO")
-            os.set_blocking(fd, False)
-            if self._stdin_closed:
-                self._close_keep_alive()
+        if self._source.kind == CLIENT and not self._is_gone(self._source.path):
+            self._stdin.open_for_terminal(self._source.path)
+        if self._reopens:
+            self._master_fd = self._spares.take("master")
+            if self._master_fd is None:
+                self._report(f"{self._prefix}: its terminal was lost with the shim before this one")
+            else:
+                self._spares.hold("master", self._master_fd)
+            return
         self._console = ConsoleSocket()
         self.console_socket = self._console.path
 
-    def _open_stdin(self) -> None:
-        if self._source.kind == ATTACH:
-            path = self._fifo("stdin")
-            child_fd = self._child[0] = pipes.open_read_end(path)
-            os.set_blocking(child_fd, True)
-            # Not for reading too: only so does a write tell (EPIPE) that the process closed its stdin.
-            self._stdin.connect(os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
-            if self._stdin_closed:
-                self._close_stdin_now()
+    def _open_terminal_output(self) -> int:
+        """What takes the terminal's output, for writing."""
+        if self.program is None:
+            return open_output(STDOUT, self._out.path)
+        path = self._fifo(STDOUT)
+        return self.program.pipe(STDOUT, path, reopens=self._reopens) or pipes.open_child_output(path)
+
+    def _is_gone(self, path: str) -> bool:
+        return self._reopens and not os.path.exists(path)
 
     def _open_output(self, stream: str, target: "Target") -> "int | None":
         """The fd the process gets as this stream; what copies from it, if anything does, is a pump."""
@@ -184,6 +194,8 @@ class Stdio:
             return None
         sink: LogFile | PipeSink | None = self._log
         if target.kind == CLIENT:
+            if self._reopens and (self._direct or self._is_gone(target.path)):
+                return None
             fd = open_output(stream, target.path)
             if self._direct or not pipes.is_fifo(fd):
                 os.set_blocking(fd, True)
@@ -191,17 +203,22 @@ class Stdio:
             sink = PipeSink(self._loop, fd, takes_splice=True)
             self._sinks.append(sink)
         path = self._fifo(stream)
-        if self._program is not None:
-            return self._program.pipe(stream, path)
-        child_fd = pipes.open_child_output(path)
-        pipes.enlarge(child_fd)
+        if self.program is not None:
+            return self.program.pipe(stream, path, reopens=self._reopens)
+        child_fd = None
+        if not self._reopens:
+            child_fd = pipes.open_child_output(path)
+            pipes.enlarge(child_fd)
         hub = None if target.kind == CLIENT else self._hub
-        self._pumps.append(Pump(self._loop, pipes.open_read_end(path), stream, sink, hub))
+        source_fd = pipes.open_read_end(path)
+        self._spares.hold(stream, source_fd)
+        self._pumps.append(Pump(self._loop, source_fd, stream, sink, hub))
         return child_fd
 
     def _fifo(self, stream: str) -> str:
         path = f"{self._prefix}.{stream}"
-        pipes.make_fifo(path, uid=self._uid, gid=self._gid)
+        if not (self._reopens and os.path.exists(path)):
+            pipes.make_fifo(path, uid=self._uid, gid=self._gid)
         self._fifos.append(path)
         return path
 
@@ -212,11 +229,9 @@ class Stdio:
         before its Exec is answered.
         """
         if self._source.kind == CLIENT and not self.terminal and self._child[0] is None:
-            self._child[0], self._keep_alive_fd = open_stdin(self._source.path)
-            if self._stdin_closed:
-                self._close_keep_alive()
-        if self._program is not None:
-            yield from self._program.prepare()
+            self._child[0] = self._stdin.open_client(self._source.path)
+        if self.program is not None:
+            yield from self.program.prepare()
 
     # --- handing over
 
@@ -237,6 +252,7 @@ class Stdio:
             console.close()
             self.console_socket = None
         assert self._master_fd is not None
+        self._spares.hold("master", self._master_fd)
         if self._size is not None:
             set_size(self._master_fd, *self._size)
 
@@ -252,29 +268,15 @@ class Stdio:
     def _connect_terminal(self, master_fd: int) -> None:
         """Copy both ways between the master and what the request named."""
         # Fds of their own for reading and writing: the loop keeps one registration per fd.
-        self._stdin.connect(os.dup(master_fd))
+        self._stdin.connect_terminal(os.dup(master_fd))
         sink: LogFile | PipeSink | None = self._sinks[0] if self._sinks else self._log
         self._pumps.append(Pump(self._loop, os.dup(master_fd), STDOUT, sink, self._hub))
-        if self._feeder is not None:
-            self._feeder.start()
 
     # --- while it runs
 
     def close_stdin(self) -> None:
         """Give the process the end of its input, after what is on its way. A terminal has no such end."""
-        if not self._stdin_closed:
-            self._stdin_closed = True
-            self._close_stdin_now()
-
-    def _close_stdin_now(self) -> None:
-        self._close_keep_alive()
-        if not self.terminal and self._stdin.is_open:
-            self._stdin.close_when_empty()
-
-    def _close_keep_alive(self) -> None:
-        if self._keep_alive_fd is not None:
-            os.close(self._keep_alive_fd)
-            self._keep_alive_fd = None
+        self._stdin.end()
 
     def resize(self, width: int, height: int) -> None:
         """Set the terminal's size, now or when it comes. Without a terminal nothing happens."""
@@ -340,25 +342,24 @@ class Stdio:
 
     def finish(self) -> "Handler":
         """Before the streams of a dead process are closed: a log program has read all of it and ended. Idempotent."""
-        if self._program is not None:
+        if self.program is not None:
             for sink in self._sinks:  # the terminal's, whose output was passed on at the exit
                 sink.end(STDOUT)
-            yield from self._program.end()
+            yield from self.program.end()
 
     def close(self) -> None:
         """Let go of everything. Idempotent. Clients that still read what is queued for them are served to their end."""
         if self._closed:
             return
         self._closed = True
+        for what in (STDOUT, STDERR, "master"):
+            self._spares.drop(what)
         self._close_child_ends()
-        self._close_keep_alive()
         if self._console is not None:
             self._console.close()
             self._console, self.console_socket = None, None
         if self._hub is not None and self._exit_record is None:
             self._hub.cut_all("the process is gone")
-        if self._feeder is not None:
-            self._feeder.close()
         self._stdin.close()
         for pump in self._pumps:
             self._close_pump(pump)
@@ -369,8 +370,8 @@ class Stdio:
             for follower in list(self._log.followers):
                 follower.log_ended()
             self._log.close()
-        if self._program is not None:
-            self._program.close()
+        if self.program is not None:
+            self.program.close()
         if self._master_fd is not None:
             os.close(self._master_fd)
             self._master_fd = None

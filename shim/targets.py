@@ -24,6 +24,18 @@ LOWEST_MAX_SIZE_BYTES = 4096  # below this every other write would rotate
 _LOG_OPTIONS = ("format", "max-size", "max-files", "mode")
 
 
+class StdioRequest:
+    """What Create or Exec asks for."""
+
+    __slots__ = ("stderr", "stdin", "stdout", "terminal")
+
+    def __init__(self, stdin: str = "", stdout: str = "", stderr: str = "", *, terminal: bool = False) -> None:
+        self.stdin = stdin
+        self.stdout = stdout
+        self.stderr = stderr
+        self.terminal = terminal
+
+
 class Target:
     """Where one stream goes or comes from. Equal targets are the same place, kept the same way."""
 

@@ -133,6 +133,7 @@ async def _look(row: TaskRow, basis: recovery.Facts, boot_id: str, reason: str) 
         shim=found.shim,
         init=found.init,
         exit_known=basis.exit_known or exit_found,
+        can_raise=found.can_raise and found.incarnation in ("", row.incarnation),
     )
     return Found(facts, evidence=found, reason=reason)
 

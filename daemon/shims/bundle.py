@@ -16,6 +16,8 @@ from ttrpc.errors import StatusError
 
 INCARNATION = "shimd.incarnation"  # file: which task of its container this is, where its shim does not tell
 EXECS = "shimd.execs"  # directory: one empty file for each exec of a foreign shim whose exit is not stored yet
+# In a bundle that is going to be removed: no keeper raises a shim there any more (shim/SHIM.md).
+DOOMED = "doomed"
 MNT_DETACH = 0x2  # umount2(2)
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -89,6 +91,12 @@ def remove(path: str) -> None:
         return
     except OSError as error:
         raise from_os_error(f"bundle {path} cannot be removed", error) from None
+
+
+def doom(path: str) -> None:
+    """Say that the bundle is going to be removed, so that no shim is raised for one that is killed. Idempotent."""
+    with contextlib.suppress(OSError):
+        os.close(os.open(os.path.join(path, DOOMED), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
 
 
 def unmount(path: str) -> None:

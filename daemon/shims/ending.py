@@ -52,6 +52,7 @@ async def clear(row: TaskRow, client: ShimClient | None, program: launch.Program
 
 async def end_all(row: TaskRow, program: launch.Program, delete_timeout_s: float) -> None:
     """Kill the shim, then have its program's `delete` end the container and clear what runc left."""
+    await trio.to_thread.run_sync(bundle.doom, row.bundle)
     await _kill_workers(row, program.spared)
     if await trio.to_thread.run_sync(os.path.isdir, row.bundle):
         answer = await launch.delete(program, row.ns, row.id, row.bundle, delete_timeout_s)

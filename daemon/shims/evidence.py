@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 # The exit record files' own version; a later one is not guessed at.
 EXIT_FILE_VERSION = 1
+STATE_FILE_VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class Evidence:
     init: recovery.Init
     exits: "tuple[ExitRecord, ...]" = ()
     incarnation: str = ""
+    can_raise: bool = False
 
     @property
     def init_exit(self) -> "ExitRecord | None":
@@ -41,7 +43,15 @@ def gather(path: str, row: TaskRow | None, boot_id: str) -> Evidence:
     exits = tuple(_read_exits(os.path.join(path, "exits")))
     state = _read_state(path)
     incarnation = str(state.get("incarnation") or "")
-    return Evidence(True, _shim_of(row, path), _init_of(row, path, boot_id), exits, incarnation)
+    can_raise = _can_raise(path, state, boot_id)
+    return Evidence(True, _shim_of(row, path), _init_of(row, path, boot_id), exits, incarnation, can_raise)
+
+
+def _can_raise(path: str, state: dict[str, object], boot_id: str) -> bool:
+    """Whether the bundle says enough for a successor of our own shim: see shim/SHIM.md."""
+    is_understood = state.get("version") == STATE_FILE_VERSION and state.get("boot_id") == boot_id
+    is_live = state.get("state") not in ("creating", "deleted")
+    return is_understood and is_live and not os.path.lexists(os.path.join(path, bundle.DOOMED))
 
 
 def _shim_of(row: TaskRow | None, path: str) -> recovery.Shim:

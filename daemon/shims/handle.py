@@ -40,6 +40,7 @@ class Handle:
         self.stored_seq = 0  # of the shim's journal
         self.next_restart_at_ns: int | None = None
         self.failed_at_ns = 0  # when the policy last tried in vain to restart it; 0: not since it ran
+        self.raises = 0  # of shims, in vain, one after the other
         self.is_settled = False  # recovery has decided about it, or it was born under us
         self.is_deleted = False
         self.is_being_removed = False  # it has ended, and its container goes with it
@@ -81,6 +82,7 @@ class Handle:
 
     def now_serving(self, client: ShimClient, info: "InfoResponse | None") -> None:
         self.client, self.info = client, info
+        self.raises = 0
         self.health, self.reason = Health.SERVING, ""
         self.is_settled = True
         self.tell()

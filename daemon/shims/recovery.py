@@ -8,7 +8,7 @@ kept and asked again.
 import dataclasses
 import enum
 
-from daemon.store.records import CREATED, CREATING, DELETING, RESTARTING, RUNNING, STOPPED
+from daemon.store.records import CREATED, CREATING, DELETING, PAUSED, RESTARTING, RUNNING, STOPPED
 
 
 class Shim(enum.Enum):
@@ -48,6 +48,7 @@ class Facts:
     task: Task | None = None  # with a serving shim
     init: Init = Init.UNKNOWN  # without one
     exit_known: bool = False
+    can_raise: bool = False  # the bundle holds what a successor needs; of a shim that is gone
 
 
 class Verdict(enum.Enum):
@@ -55,6 +56,7 @@ class Verdict(enum.Enum):
 
     ADOPT = "adopt"  # connect, follow, serve
     RETRY = "retry"  # list as unreachable, ask again later
+    RAISE = "raise"  # start a shim that takes the container over
     WATCH = "watch"  # the container lives without a shim: keep the record, wait for its end
     RECORD_EXIT = "record exit"  # it is over, and how is on record
     RECORD_UNKNOWN = "record unknown exit"  # it is over, and nobody can say how
@@ -131,7 +133,12 @@ def _shim_gone(facts: Facts) -> Decision:
     if facts.row == CREATING:
         # Not even a live init makes it more: nobody was told that it exists, and no shim can start it.
         return Decision(Verdict.DISCARD, "it was never fully created, and its shim is gone")
+    if facts.can_raise and facts.row in (CREATED, RUNNING, PAUSED):
+        # Also of a container that has ended: the kernel may still know how, and the journal what was not told.
+        return Decision(Verdict.RAISE, "its shim is gone; another takes over")
     if facts.init is Init.ALIVE and not facts.exit_known:
+        if facts.can_raise:
+            return Decision(Verdict.RAISE, "its shim is gone, the container runs on; another takes over")
         return Decision(Verdict.WATCH, "its shim is gone, the container runs on")
     if facts.row == DELETING:
         return Decision(Verdict.REAP, "it was being deleted, and its shim is gone")

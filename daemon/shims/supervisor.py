@@ -15,7 +15,7 @@ from daemon import log as logs
 from daemon import procfs
 from daemon.config import Config
 from daemon.errors import unavailable
-from daemon.shims import asking, ending, evidence, foreign, found_exits, ingest, launch, recovery, removal
+from daemon.shims import asking, ending, evidence, foreign, found_exits, ingest, launch, raising, recovery, removal
 from daemon.shims.asking import Found
 from daemon.shims.client import ShimClient
 from daemon.shims.handle import Handle, Health
@@ -151,6 +151,9 @@ class Supervisors:
             if decision.verdict is Verdict.RETRY:
                 handle.now(Health.UNREACHABLE, f"{decision.reason} ({found.reason})")
                 return False
+            if decision.verdict is Verdict.RAISE:
+                await self._raise(handle, decision)
+                return False
             if decision.verdict is Verdict.WATCH:
                 await self._watch(handle, decision)
                 return False
@@ -158,7 +161,10 @@ class Supervisors:
 
     async def _ask(self, stack: contextlib.AsyncExitStack, handle: Handle) -> Found:
         budget_s, is_stored = self.config.recovery.budget_s, self._stored_exit(handle)
-        return await asking.ask(stack, self._addressed(handle), self.boot_id, budget_s, exit_is_stored=is_stored)
+        found = await asking.ask(stack, self._addressed(handle), self.boot_id, budget_s, exit_is_stored=is_stored)
+        if handle.raises < raising.TRIES_MAX:
+            return found
+        return dataclasses.replace(found, facts=dataclasses.replace(found.facts, can_raise=False))
 
     def _addressed(self, handle: Handle) -> TaskRow:
         """The row with the address of its shim, also when that was not recorded yet."""
@@ -217,6 +223,13 @@ class Supervisors:
         raise ConnectionLost("the shim closed it")
 
     # --- a shim that is gone
+
+    async def _raise(self, handle: Handle, decision: Decision) -> None:
+        """Start a successor; the next round finds it. Calls wait for that."""
+        log.warning("raising a shim", extra={"reason": decision.reason})
+        handle.now(Health.CONNECTING, decision.reason)
+        if not await raising.raise_shim(handle, self.program_of(handle), self.config):
+            handle.now(Health.UNREACHABLE, decision.reason)
 
     async def _watch(self, handle: Handle, decision: Decision) -> None:
         """Wait for the end of a container that lives without a shim."""

@@ -207,6 +207,7 @@ def test_the_keeper_notes_how_a_container_ended_whose_shim_is_dead() -> None:
         box.create()
         box.start()
         init = box.state().pid
+        _doom(box)
         os.kill(box.shim_pid, signal.SIGKILL)
         wait_until(lambda: parent_of(init) == keeper.pid, what="init to fall to the keeper")
         _go(box)
@@ -225,6 +226,7 @@ def test_an_exec_whose_shim_is_dead_is_noted_too() -> None:
         box.start()
         box.add_exec("e1", UNTIL_TOLD)
         pid = box.start("e1").pid
+        _doom(box)
         os.kill(box.shim_pid, signal.SIGKILL)
         wait_until(lambda: parent_of(pid) == keeper.pid, what="the exec to fall to the keeper")
         _go(box)
@@ -240,6 +242,7 @@ def test_a_shim_and_its_container_killed_at_once_are_told_apart() -> None:
         box.start()
         init = box.state().pid
         os.kill(keeper.pid, signal.SIGSTOP)
+        _doom(box)
         os.kill(box.shim_pid, signal.SIGKILL)
         wait_until(lambda: parent_of(init) == keeper.pid, what="init to fall to the keeper")
         os.kill(init, signal.SIGKILL)
@@ -248,6 +251,12 @@ def test_a_shim_and_its_container_killed_at_once_are_told_apart() -> None:
 
         note = json.loads(wait_until(lambda: _read(box.path(f"keeper-exit.{init}")), what="the note"))
         assert note["wait_status"] == signal.SIGKILL
+
+
+def _doom(box: ShimBox) -> None:
+    """Have no successor raised: it would take the note."""
+    with open(box.path("doomed"), "w", encoding="ascii"):
+        pass
 
 
 def _go(box: ShimBox) -> None:

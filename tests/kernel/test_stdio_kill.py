@@ -17,6 +17,7 @@ from shim.loop import Loop
 from shim.pipes import make_fifo, open_child_output, open_read_end
 from shim.pumps import ENDED, Pump
 from shim.rotation import existing_files
+from shim.spool import Book
 from shim.stdio import Stdio, StdioRequest
 from shim.targets import parse
 from tests.support.streams import play, turn_until
@@ -104,6 +105,54 @@ def test_a_raw_log_is_complete_although_its_copier_is_killed_all_the_time(tmp_pa
     assert data.count(b"\n") == count
     assert data == expected(count, 5)[0]
     assert kills > 10
+
+
+@pytest.mark.parametrize(
+    ("query", "count"),
+    [("", 100_000), ("?max-size=200000&max-files=10000", 100_000), ("?max-size=4096&max-files=10000", 12_000)],
+)
+def test_a_json_log_is_exact_although_its_formatter_is_killed_all_the_time(
+    tmp_path: Path, query: str, count: int
+) -> None:
+    """Each byte once, in order, in whole records, wherever a read, a roll or a rotation was cut."""
+    path, fifos = tmp_path / "c.log", {stream: str(tmp_path / f"io.{stream}") for stream in ("stdout", "stderr")}
+    for fifo in fifos.values():
+        make_fifo(fifo)
+    child_ends = [open_child_output(fifo) for fifo in fifos.values()]
+    keeper_ends = [open_read_end(fifo) for fifo in fifos.values()]
+    kills = 0
+    writer = write_lines(count, 5, (None, *child_ends))
+    for fd in child_ends:
+        os.close(fd)
+    for lifetime_s in itertools.cycle([0.001, 0.003, 0.008, 0.02]):
+        copier = _fork(lambda: _format_until_end(f"log://{path}{query}", str(tmp_path / "io"), fifos))
+        if _ends_within(copier, lifetime_s, ready=tmp_path / "ready"):
+            break
+        kills += 1
+    for fd in keeper_ends:
+        os.close(fd)
+    assert os.waitpid(writer, 0)[1] == 0
+
+    out, err = expected(count, 5)
+    data = b"".join(Path(each).read_bytes() for each in existing_files(str(path)))
+    records = [json.loads(line) for line in data.splitlines()]
+    for stream, wanted in (("stdout", out), ("stderr", err)):
+        assert "".join(each["log"] for each in records if each["stream"] == stream).encode() == wanted
+    assert all(each["log"].endswith("\n") for each in records)
+    assert kills > 5
+
+
+def _format_until_end(uri: str, prefix: str, fifos: dict[str, str]) -> None:
+    """What a shim does with a JSON log, in a process that may be killed."""
+    loop = Loop()
+    log = LogFile(loop, parse("stdout", uri), book=Book(prefix, reopens=os.path.exists(f"{prefix}.notes")))
+    log.open()
+    pumps = [Pump(loop, open_read_end(fifo), stream, log) for stream, fifo in fifos.items()]
+    Path(os.path.dirname(prefix), "ready").touch()
+    for pump in pumps:
+        pump.start()
+    while [pump for pump in pumps if pump.run() != ENDED]:
+        loop.run_once(0.05)
 
 
 def _copy_until_end(uri: str, fifo: str) -> None:

@@ -236,20 +236,47 @@ class ShimBox:
             return False
         return stat.rpartition(")")[2].split()[0] != "Z"
 
-    def wait_for_shim_end(self, *, deadline_s: float = 10.0) -> None:
-        wait_until(lambda: not self.is_shim_alive(), deadline_s=deadline_s, what="the shim to end")
+    def kill_shim(self) -> None:
+        """SIGKILL, as the OOM killer would; connections to it are forgotten."""
+        os.kill(self.shim_pid, signal.SIGKILL)
+        self.wait_for_shim_end()
+        self.disconnect()
 
-    def close(self) -> None:
-        """End the container and the shim however they are, and remove the folder."""
+    def disconnect(self) -> None:
+        """Close every connection; the next call makes a new one."""
         for client in (self._client, *self._more_clients):
             if client is not None:
                 client.close()
+        self._client = None
+        self._more_clients.clear()
+
+    def replace_shim(self) -> None:
+        """Kill the shim and have `start` raise its successor."""
+        self.kill_shim()
+        self.launch()
+
+    def wait_for_shim_end(self, *, deadline_s: float = 10.0) -> None:
+        wait_until(lambda: not self.is_shim_alive(), deadline_s=deadline_s, what="the shim to end")
+
+    def _is_over(self) -> bool:
+        """Whether no container of this box is on record as alive."""
+        try:
+            return json.loads(self.read("state.json"))["state"] in ("stopped", "deleted")
+        except (OSError, ValueError):
+            return True
+
+    def close(self) -> None:
+        """End the container and the shim however they are, and remove the folder."""
+        self.disconnect()
         subprocess.run(
             ["runc", "--root", os.path.join(self.runc_root, NAMESPACE), "delete", "--force", self.id],
             capture_output=True,
             check=False,
         )
         if self.is_shim_alive():
+            # A successor knows the end of its container once PID 1 has reaped it, and ignores SIGTERM until then.
+            with contextlib.suppress(AssertionError):
+                wait_until(self._is_over, deadline_s=5.0, what="the exit to be on disk")
             os.kill(self.shim_pid, signal.SIGTERM)
             try:
                 self.wait_for_shim_end(deadline_s=5.0)
@@ -257,7 +284,8 @@ class ShimBox:
                 os.kill(self.shim_pid, signal.SIGKILL)
                 self.wait_for_shim_end()
                 raise
-        subprocess.run(["umount", "-R", "-l", self.path("rootfs")], capture_output=True, check=False)
+        for place in (self.path("rootfs"), os.path.join(self.sockets, "pins")):
+            subprocess.run(["umount", "-R", "-l", place], capture_output=True, check=False)
         for root in leaks.cgroup_roots():
             with contextlib.suppress(OSError):
                 os.rmdir(root + self.cgroup)

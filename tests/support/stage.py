@@ -77,6 +77,7 @@ class StagedStdio:
         self.drained.fire()
         self.drain_error: Exception | None = None
         self.log_bytes = self.dropped_bytes = self.attached = 0
+        self.is_stdin_ended, self.program = False, None
 
     def open(self) -> None:
         self.calls.append("open")

@@ -145,10 +145,57 @@ def test_a_shim_stopped_while_we_run_costs_a_list_its_budget_and_no_more(box: Da
         os.kill(sick_pid, signal.SIGCONT)
 
 
-def test_a_container_outlives_its_shim_and_its_end_is_unknown(box: DaemonBox) -> None:
-    """Without the shim nobody can say how it ended: source UNKNOWN, status 255, never a guess."""
+def kill_shim(box: DaemonBox, container_id: str) -> int:
+    """SIGKILL; returns once it is gone, with its pid."""
+    pid = box.shim(container_id).pid
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not is_alive(pid), what="the shim to be gone")
+    return pid
+
+
+def test_a_shim_that_is_killed_gets_a_successor_and_the_status_is_exact(box: DaemonBox) -> None:
+    """The container does not notice, a Wait under way is answered, every event is told once."""
+    pid = box.run("c1", "sh", "-c", "while [ ! -e /go ]; do sleep 0.02; done; exit 9")
+    for _ in range(3):
+        dead = kill_shim(box, "c1")
+        wait_until(lambda dead=dead: box.shim("c1").pid not in (0, dead), what="a successor")
+        assert box.task("c1").status == process.RUNNING
+        assert box.task("c1").pid == pid
+    with open(f"{box.rootfs}/go", "w", encoding="utf-8"):
+        pass
+    assert box.wait("c1").exit_status == 9
+    (record,) = box.exits("c1")
+    assert record.source in (shim.EXIT_SOURCE_PIDFD, shim.EXIT_SOURCE_KEEPER)
+    assert box.topics("c1") == ["/tasks/create", "/tasks/start", "/tasks/exit"]
+    assert box.delete_task("c1").exit_status == 9
+    assert not os.path.exists(box.bundle("c1"))
+
+
+def test_all_killed_at_once_and_the_status_is_exact(box: DaemonBox) -> None:
+    """Daemon and shim are dead when the container ends: the kernel keeps its status for the next daemon."""
+    pid = box.run("c1", "sh", "-c", "while [ ! -e /go ]; do sleep 0.02; done; exit 9")
+    box.run("c2", "sleep", "1000")
+    shims = [box.shim(name).pid for name in ("c1", "c2")]
+    box.kill()
+    for shim_pid in shims:
+        os.kill(shim_pid, signal.SIGKILL)
+    with open(f"{box.rootfs}/go", "w", encoding="utf-8"):
+        pass
+    wait_until(lambda: not os.path.exists(f"/proc/{pid}"), what="PID 1 to reap it")
+    box.start()
+    assert box.wait("c1").exit_status == 9
+    (record,) = box.exits("c1")
+    assert (record.code, record.source) == (9, shim.EXIT_SOURCE_PIDFD)
+    assert box.topics("c1") == ["/tasks/create", "/tasks/start", "/tasks/exit"]
+    assert box.task("c2").status == process.RUNNING
+    assert box.shim("c2").health == shimd.HEALTH_SERVING
+
+
+def test_where_no_shim_can_be_raised_the_container_is_watched_and_its_end_is_unknown(box: DaemonBox) -> None:
+    """Nobody can say how it ended: source UNKNOWN, status 255, never a guess."""
     pid = box.run("c1", "sleep", "1000")
-    os.kill(box.shim("c1").pid, signal.SIGKILL)
+    os.unlink(f"{box.bundle('c1')}/state.json")
+    kill_shim(box, "c1")
     wait_until(lambda: box.shim("c1").health == shimd.HEALTH_GONE, what="the loss to be noticed")
     assert is_alive(pid)
     assert "runs on" in box.shim("c1").reason
@@ -195,6 +242,7 @@ def test_an_exit_on_the_disk_of_a_dead_shim_counts(box: DaemonBox) -> None:
 
 def pretend_reboot(box: DaemonBox) -> None:
     """What a reboot leaves: no process, no state directory, a store that speaks of another boot. The daemon is down."""
+    os.system(f"umount -R -l {box.state}/s/pins 2>/dev/null")
     shutil.rmtree(box.state)
     with sqlite3.connect(f"{box.root}/shimd.db") as store:
         store.execute("UPDATE tasks SET boot_id = 'the boot before'")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shim import logfile, logs
+from shim import logs, records
 from shim.jsonlines import LineFormatter
 from shim.logfile import LogFile
 from shim.logread import TailSearch, search_time
@@ -39,7 +39,7 @@ def loop() -> Iterator[Loop]:
 def now(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The wall clock of writer and reader, as a list of one number."""
     time_ns = [BEGIN_NS]
-    for module in (logfile, logs):
+    for module in (records, logs):
         monkeypatch.setattr(module.time, "time_ns", lambda: time_ns[0])
     return time_ns
 

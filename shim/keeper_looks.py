@@ -1,0 +1,43 @@
+"""What a keeper looks at to know whether it is still wanted: its children, its socket, its siblings."""
+
+import os
+
+TYPE_CHECKING = False
+
+
+def has_children() -> bool:
+    """Whether there is anything left to reap, now or later."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
+
+
+def children() -> "set[int]":
+    """Our children, zombies among them. Source: proc_pid_task_tid_children(5), CONFIG_PROC_CHILDREN."""
+    try:
+        with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:
+            return {int(pid) for pid in file.read().split()}
+    except OSError:
+        return {0}  # nobody knows: somebody
+
+
+def inode_of(path: str) -> "tuple[int, int] | None":
+    """What a path names now, or None."""
+    try:
+        found = os.stat(path, follow_symlinks=False)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def younger_sibling(path: str) -> str:
+    """A keeper's socket in the same directory that was made after this one; empty when there is none."""
+    directory = os.path.dirname(path)
+    made_ns = os.stat(path).st_mtime_ns
+    for name in sorted(os.listdir(directory)):
+        other = os.path.join(directory, name)
+        if other != path and "." not in name and os.stat(other).st_mtime_ns > made_ns:  # a dot: locks, logs
+            return other
+    return ""

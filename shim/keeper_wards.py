@@ -1,0 +1,150 @@
+"""The shims a keeper looks after: what it holds for each, and whether a dead one gets a successor."""
+
+import os
+import signal
+import socket
+from array import array
+
+from shim import pins
+from shim.spares import DONE, DROP, HOLD, NAME_MAX_BYTES, PIN, PINNED, SETTLED, UNPIN
+from shim.successor import DOOMED
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from shim.keeper_peer import Manners
+    from shim.params import Params
+
+# Of one shim: its listener and lock, four for init and each exec that runs.
+SPARES_MAX = 1024
+# Successors in a row that died before they had taken over: then the bundle is let go, and a daemon may try.
+FAILURES_MAX = 5
+PASSED_MAX = 250  # of the kernel's 253 in a message
+# Before the second of them, doubling.
+PAUSE_FIRST_S, PAUSE_MAX_S = 0.05, 2.0
+
+
+class Ward:
+    """One shim. Owns the connection to it, and a copy of each fd it asked us to hold."""
+
+    __slots__ = (
+        "bundle", "channel", "failures", "is_done", "is_settled", "manners", "mask", "params", "pid", "refused",
+        "report", "spares",
+    )  # fmt: skip
+
+    def __init__(self, pid: int, params: "Params", mask: int, channel: socket.socket, spares: "dict[str, int]") -> None:
+        self.params = params
+        self.mask = mask
+        self.bundle = params.bundle
+        self.spares = spares
+        self.report: Callable[[str], None] = _nobody
+        self.failures = 0
+        self.refused = 0
+        self.manners: Manners | None = None
+        self.succeed(channel, pid)
+
+    def succeed(self, channel: socket.socket, pid: int) -> None:
+        """Another shim is the ward now. What is held stays."""
+        channel.setblocking(False)
+        self.channel = channel
+        self.pid = pid
+        self.is_done = self.is_settled = False
+
+    @property
+    def passed(self) -> "dict[str, int]":
+        """The spares a successor is given beside listener and lock: those it cannot open by a name. At most 250."""
+        masters = [item for item in self.spares.items() if item[0].endswith(".master")]
+        return dict(masters[:PASSED_MAX])
+
+    def read(self) -> bool:
+        """Take every message that is there, also those of a shim that is dead; False at the end of them."""
+        while True:
+            try:
+                message, ancillary, _flags, _address = self.channel.recvmsg(
+                    NAME_MAX_BYTES, socket.CMSG_SPACE(array("i").itemsize), socket.MSG_CMSG_CLOEXEC
+                )
+            except BlockingIOError:
+                return True
+            except OSError:
+                return False
+            if not message:
+                return False
+            self._heed(message, take_fds(ancillary))
+
+    def _heed(self, message: bytes, fds: "list[int]") -> None:
+        name = message[len(HOLD) :].decode(errors="replace")
+        if message.startswith(HOLD) and len(fds) == 1:
+            if len(self.spares) < SPARES_MAX or name in self.spares:
+                self._drop(name)
+                self.spares[name] = fds.pop()
+            else:
+                self.refused += 1
+        elif message.startswith(DROP):
+            self._drop(name)
+        elif message.startswith(PIN) and len(fds) == 1:
+            self._do(lambda: pins.pin(fds[0], os.fsdecode(message[len(PIN) :])))
+            self._say(PINNED)
+        elif message.startswith(UNPIN):
+            self._do(lambda: pins.unpin(os.fsdecode(message[len(UNPIN) :])))
+        elif message == DONE:
+            self.is_done = True
+        elif message == SETTLED:
+            self.is_settled, self.failures = True, 0
+        for fd in fds:
+            os.close(fd)
+
+    def _do(self, pinning: "Callable[[], None]") -> None:
+        try:
+            pinning()
+        except OSError as error:
+            self.report(f"a pin of {self.bundle}: {error}")
+
+    def _say(self, word: bytes) -> None:
+        try:
+            self.channel.send(word)
+        except OSError:
+            pass  # it is dead, or so busy that it gives up waiting
+
+    def _drop(self, name: str) -> None:
+        fd = self.spares.pop(name, None)
+        if fd is not None:
+            os.close(fd)
+
+    def wants_successor(self) -> bool:
+        """Whether a shim that died is to be followed by another: it has a task, and its bundle is not doomed."""
+        has_task = os.path.lexists(os.path.join(self.bundle, "state.json"))
+        return has_task and not self.is_done and not os.path.lexists(os.path.join(self.bundle, DOOMED))
+
+    def next_pause_s(self, status: int) -> "float | None":
+        """How long to wait before the successor is forked; None when it is given up.
+
+        One that somebody kills is not to blame, however often: only one that cannot take over by itself is given up.
+        """
+        if self.is_settled:
+            return 0.0
+        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+            return PAUSE_FIRST_S
+        self.failures += 1
+        if self.failures > FAILURES_MAX:
+            return None
+        return 0.0 if self.failures == 1 else min(PAUSE_FIRST_S * 2 ** (self.failures - 2), PAUSE_MAX_S)
+
+    def close(self) -> None:
+        """Let go of everything. Idempotent."""
+        self.channel.close()
+        while self.spares:
+            os.close(self.spares.popitem()[1])
+
+
+def _nobody(_words: str) -> None:
+    """Nobody wants to know."""
+
+
+def take_fds(ancillary: "list[tuple[int, int, bytes]]") -> "list[int]":
+    """The fds of a message (unix(7), SCM_RIGHTS), which are ours from here on."""
+    fds = array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+    return list(fds)

@@ -1,0 +1,69 @@
+"""A ShimBox whose shims are forked by a keeper of its own, which ends with the box.
+
+with KeptBox(["sleep", "100"]) as box:
+    box.create(); box.kill_shim(); assert box.state().pid
+"""
+
+import os
+import signal
+from collections.abc import Sequence
+from typing import Any
+
+from tests.support.shimbox import ShimBox
+from tests.support.waiting import wait_until
+
+
+class KeptBox(ShimBox):
+    """Owns the keeper that the first `start` brings up, and whatever keepers follow it."""
+
+    def __init__(self, args: Sequence[str] = ("sleep", "1000"), **options: Any) -> None:
+        super().__init__(args, **options)
+        self.keepers = os.path.join(self.folder, "k")
+        self.environment["SHIMD_KEEPER"] = self.keepers
+        self.environment["SHIMD_KEEPER_CGROUP"] = ""
+
+    def keeper_log(self) -> str:
+        try:
+            with open(os.path.join(self.keepers, "keeper.log"), encoding="utf-8") as file:
+                return file.read()
+        except FileNotFoundError:
+            return ""
+
+    def keeper_pids(self) -> list[int]:
+        """Of every keeper this box had, oldest first, that lives."""
+        started = [line for line in self.keeper_log().splitlines() if "serving at" in line]
+        pids = [int(line.partition("pid=")[2].partition(";")[0]) for line in started]
+        return [pid for pid in pids if is_running(pid)]
+
+    @property
+    def keeper_pid(self) -> int:
+        return self.keeper_pids()[-1]
+
+    def kill_keeper(self) -> None:
+        pid = self.keeper_pid
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not is_running(pid), what="the keeper to be gone")
+
+    def kill_shim(self) -> None:
+        """SIGKILL the shim; the successor is found by the first call."""
+        super().kill_shim()
+        self.find_shim()
+
+    def find_shim(self) -> None:
+        """Learn who serves now."""
+        self.shim_pid = self.info().pid
+
+    def close(self) -> None:
+        for pid in self.keeper_pids():
+            os.kill(pid, signal.SIGKILL)  # first: it would raise a successor for the shim that is ended now
+            wait_until(lambda pid=pid: not is_running(pid), what="the keeper to be gone")
+        super().close()
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process, and no zombie."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
