@@ -216,7 +216,8 @@ def exec_in(args: argparse.Namespace, side: "Side", process: "dict[str, Any]") -
             side.start(exec_id)
         except BaseException as error:
             if not isinstance(error, DaemonGone):
-                _forget(side, exec_id)
+                if not _is_silence(error):
+                    _forget(side, exec_id)
                 if fifos is not None:
                     fifos.remove()
             raise
@@ -262,6 +263,14 @@ def _finish(side: "Side", session: "Pump", ending: "Ending", exec_id: str) -> in
     code = side.code_of(ending, exec_id)
     _forget(side, exec_id)
     return code
+
+
+def _is_silence(error: BaseException) -> bool:
+    """Whether nobody answered in time: then another request would only wait as long again."""
+    from ttrpc.errors import StatusError
+    from ttrpc.status import Code
+
+    return isinstance(error, StatusError) and error.code in (Code.DEADLINE_EXCEEDED, Code.UNAVAILABLE)
 
 
 def _forget(side: "Side", exec_id: str) -> None:

@@ -9,6 +9,7 @@ from daemon.ctl.errors import CtlError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from daemon.ctl.client import Daemon
+    from ttrpc.api import process
 
 SIGKILL = 9
 DEATH_S = 10.0  # a killed process that is not gone by then hangs in the kernel
@@ -66,7 +67,7 @@ def remove_container(daemon: "Daemon", container_id: str, *, force: bool, may_be
     if may_be_gone and resume.find_container(daemon, container_id) is None:
         return
     record = resume.require_container(daemon, container_id)
-    found = resume.find_task(daemon, container_id)
+    found = _find_task(daemon, container_id, force=force)
     if found is not None and found.status not in (process.STOPPED, process.CREATED) and not force:
         state = start.STATUS_WORDS.get(found.status, "in an unknown state")
         raise CtlError(
@@ -74,7 +75,10 @@ def remove_container(daemon: "Daemon", container_id: str, *, force: bool, may_be
         )
     if labels.has_restart_policy(record.labels):
         start.want(daemon, record, stopped=True)  # or the daemon might start it again under our hands
-    end_task(daemon, container_id)
+    if force:
+        end_by_force(daemon, container_id)
+    else:
+        end_task(daemon, container_id)
     resume.delete_container(daemon, container_id)
     stdio = labels.stdio_of(record.labels)
     is_foreign = compose.is_foreign(record.runtime)
@@ -84,6 +88,42 @@ def remove_container(daemon: "Daemon", container_id: str, *, force: bool, may_be
             remove_log(stdio.log_path, info.root_dir)
         if is_foreign:
             fifos.remove_folder(fifos.folder_of(info.state_dir, daemon.namespace, container_id))
+
+
+def _find_task(daemon: "Daemon", container_id: str, *, force: bool) -> "process.Process | None":
+    """The task; with ``force`` None also for one whose shim does not answer, as it makes no difference.
+
+    Raises: CtlError that says so otherwise.
+    """
+    from daemon.ctl import resume
+    from ttrpc.errors import StatusError
+    from ttrpc.status import Code
+
+    try:
+        return resume.find_task(daemon, container_id)
+    except StatusError as error:
+        if error.code not in (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED):
+            raise
+        if not force:
+            raise CtlError(error.message, hint=f"end it all the same: shimctl rm -f {container_id}") from None
+    return None
+
+
+def end_by_force(daemon: "Daemon", container_id: str) -> None:
+    """Have the daemon delete the task, running or not, whether or not its shim answers. None is fine.
+
+    Raises: StatusError.
+    """
+    from daemon.ctl.client import SHIMD
+    from ttrpc.api import shimd
+    from ttrpc.errors import StatusError
+    from ttrpc.status import Code
+
+    try:
+        daemon.call(SHIMD, "ForceDelete", shimd.ForceDeleteRequest(container_id=container_id))
+    except StatusError as error:
+        if error.code != Code.NOT_FOUND:
+            raise
 
 
 def remove_log(path: str, root_dir: str) -> None:

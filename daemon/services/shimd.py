@@ -19,6 +19,8 @@ from daemon.version import VERSION
 from ttrpc.api import shim, shimd, wkt
 
 if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
     from ttrpc.api import shimd as api
 
 
@@ -99,6 +101,11 @@ class Shimd:
             raise invalid_argument("the first message of Attach must carry container_id and input.open")
         handle = await self._find(first.container_id, call)
         await relay.attach(handle, first.input, requests, call, self._connect_s(call))
+
+    async def ForceDelete(self, request: "api.ForceDeleteRequest", call: Call) -> "Message":  # noqa: N802
+        handle = await self._find(request.container_id, call)
+        await self._manager.force_delete(handle)
+        return wkt.Empty()
 
     async def _find(self, container_id: str, call: Call) -> Handle:
         require_identifier(container_id, "container id")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from daemon.errors import unavailable
-from ttrpc.errors import ConnectionLost, StatusError
+from ttrpc.errors import ConnectionLost, DeadlineExceeded, StatusError
 from ttrpc.status import Code
 
 if TYPE_CHECKING:
@@ -60,6 +60,8 @@ class ShimClient:
     async def _call(self, service: str, method: str, request: "Message", timeout_s: float | None) -> Any:
         try:
             return await self.raw.call(service, method, request, timeout_s=timeout_s)
+        except DeadlineExceeded:
+            raise DeadlineExceeded(f"{self._name}: its shim did not answer {method} within {timeout_s:g} s") from None
         except ConnectionLost as lost:
             raise unavailable(
                 f"{self._name}: the connection to its shim was lost during {method}; "

@@ -53,12 +53,12 @@ async def clear(row: TaskRow, client: ShimClient | None, program: launch.Program
 async def end_all(row: TaskRow, program: launch.Program, delete_timeout_s: float) -> None:
     """Kill the shim, then have its program's `delete` end the container and clear what runc left."""
     await trio.to_thread.run_sync(bundle.doom, row.bundle)
-    await _kill_workers(row, program.spared)
+    await kill_workers(row, program.spared)
     if await trio.to_thread.run_sync(os.path.isdir, row.bundle):
         answer = await launch.delete(program, row.ns, row.id, row.bundle, delete_timeout_s)
         if answer is None:
             log.warning("the shim's `delete` failed; its runc may have left a cgroup")
-        await _kill_workers(row, program.spared)
+        await kill_workers(row, program.spared)
 
 
 async def remove_files(row: TaskRow) -> None:
@@ -80,7 +80,7 @@ def _is_served(path: str) -> bool:
         return True
 
 
-async def _kill_workers(row: TaskRow, spared: frozenset[Identity]) -> None:
+async def kill_workers(row: TaskRow, spared: frozenset[Identity]) -> None:
     """Kill the shim and whatever works in its bundle: `start`, runc. Not a shim that has other tasks."""
     found = set(await trio.to_thread.run_sync(lambda: list(procfs.working_in(row.bundle))))
     known = shim_process(row)

@@ -12,7 +12,7 @@ from daemon import faults, restart
 from daemon import log as logs
 from daemon.config import Config
 from daemon.errors import already_exists, failed_precondition, not_found, unavailable
-from daemon.shims import birth, ending, ingest, launch, removal
+from daemon.shims import birth, ending, forcing, ingest, launch, removal
 from daemon.shims.answers import delete_response
 from daemon.shims.client import earlier
 from daemon.shims.handle import Handle, Health
@@ -123,9 +123,10 @@ class Manager(Registry):
         """Take everything back; what could not be is left to recovery, which tries again until it can."""
         if not await undo.unwind(UNDO_TIMEOUT_S):
             log.error("a failed create could not be undone; recovery goes on with it", extra={"id": handle.id})
-            self._resume(handle)
+            self.resume(handle)
 
-    def _resume(self, handle: Handle) -> None:
+    def resume(self, handle: Handle) -> None:
+        """Have the task looked at anew."""
         handle.supervisor = trio.CancelScope()
         handle.now(Health.CONNECTING, "an operation on it ended half-way", settled=False)
         self.nursery.start_soon(self.supervisors.run_found, handle)
@@ -169,9 +170,10 @@ class Manager(Registry):
         Goes on when the caller is gone: from its mark on, a delete is finished by whoever comes next.
         Raises: what the shim says of a running one; FailedPrecondition, Unavailable.
         """
-        return await self._detached(lambda: self._delete(handle))
+        return await self._detached(lambda: self.delete_here(handle))
 
-    async def _delete(self, handle: Handle) -> "DeleteResponse":
+    async def delete_here(self, handle: Handle) -> "DeleteResponse":
+        """The same, ending half-way if its caller does."""
         timeouts = self.config.timeouts
         async with handle.exclusively("delete", timeouts.busy_s):
             handle.require_present()
@@ -191,9 +193,13 @@ class Manager(Registry):
             except BaseException:
                 if not handle.is_deleted:
                     handle.supervisor.cancel()
-                    self._resume(handle)
+                    self.resume(handle)
                 raise
             return answer
+
+    async def force_delete(self, handle: Handle) -> None:
+        """Delete a task in whatever state, also when its shim is of no help; see `forcing`. Raises: Unavailable."""
+        await self._detached(lambda: forcing.delete(self, handle))
 
     def _ended(self, handle: Handle) -> None:
         """A task is over and its exit stored: what its client wanted for this case."""

@@ -294,6 +294,10 @@ class Shimd:
         ]  # fmt: skip
         return shimd.ShimsResponse(shims=records)
 
+    def ForceDelete(self, call: Call) -> Any:
+        self.daemon.task(call.request.container_id).end()
+        del self.daemon.tasks[call.request.container_id]
+
     def Exits(self, call: Call) -> Any:
         request = call.request
         found = [

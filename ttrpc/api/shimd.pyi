@@ -1,6 +1,7 @@
 import datetime
 
 from google.protobuf import any_pb2 as _any_pb2
+from google.protobuf import empty_pb2 as _empty_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from ttrpc.api import shim as _shim_pb2
 from google.protobuf.internal import containers as _containers
@@ -24,6 +25,12 @@ HEALTH_CONNECTING: Health
 HEALTH_SERVING: Health
 HEALTH_UNREACHABLE: Health
 HEALTH_GONE: Health
+
+class ForceDeleteRequest(_message.Message):
+    __slots__ = ("container_id",)
+    CONTAINER_ID_FIELD_NUMBER: _ClassVar[int]
+    container_id: str
+    def __init__(self, container_id: _Optional[str] = ...) -> None: ...
 
 class InfoRequest(_message.Message):
     __slots__ = ()
