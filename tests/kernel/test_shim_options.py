@@ -106,13 +106,14 @@ def test_no_pivot_root_and_no_new_keyring_reach_the_runtime(recorded: Recorded) 
 
 @pytest.mark.parametrize(("is_kept", "keyrings"), [(False, 1), (True, 0)])
 def test_a_container_has_a_keyring_of_its_own_unless_told_not_to(is_kept: bool, keyrings: int) -> None:
-    with ShimBox(["cat", "/proc/keys"]) as box:
+    container_id = f"keys-{os.getpid()}-{keyrings}"  # a keyring outlives its session for a while
+    with ShimBox(["cat", "/proc/keys"], container_id=container_id) as box:
         out = os.path.join(box.folder, "out")
         box.create(options=runc.Options(root=box.runc_root, no_new_keyring=is_kept), stdout=f"file://{out}")
         box.start()
         box.wait()
 
-        assert leaks.read(out).count(" _ses.box: ") == keyrings
+        assert leaks.read(out).count(f" _ses.{container_id}: ") == keyrings
 
 
 @pytest.mark.parametrize("scheme", ["log://", "file://", ""])

@@ -21,7 +21,6 @@ from shim.spool import Book
 from shim.stdio import Stdio, StdioRequest
 from shim.targets import parse
 from tests.support.streams import play, turn_until
-from tests.support.waiting import wait_until
 
 WRITER = """
 import os, sys
@@ -94,8 +93,7 @@ def test_a_raw_log_is_complete_although_its_copier_is_killed_all_the_time(tmp_pa
     writer = write_lines(count, 5, (None, child_end, None))
     os.close(child_end)
     for lifetime_s in itertools.cycle([0.001, 0.002, 0.004]):
-        copier = _fork(lambda: _copy_until_end(f"log://{path}?{query}", fifo))
-        if _ends_within(copier, lifetime_s, ready=tmp_path / "ready"):
+        if _ends_within(lambda ready: _copy_until_end(f"log://{path}?{query}", fifo, ready), lifetime_s):
             break
         kills += 1
     os.close(keeper_end)
@@ -124,9 +122,10 @@ def test_a_json_log_is_exact_although_its_formatter_is_killed_all_the_time(
     writer = write_lines(count, 5, (None, *child_ends))
     for fd in child_ends:
         os.close(fd)
-    for lifetime_s in itertools.cycle([0.001, 0.003, 0.008, 0.02]):
-        copier = _fork(lambda: _format_until_end(f"log://{path}{query}", str(tmp_path / "io"), fifos))
-        if _ends_within(copier, lifetime_s, ready=tmp_path / "ready"):
+    for lifetime_s in itertools.cycle([0.0005, 0.001, 0.002, 0.005]):
+        if _ends_within(
+            lambda ready: _format_until_end(f"log://{path}{query}", str(tmp_path / "io"), fifos, ready), lifetime_s
+        ):
             break
         kills += 1
     for fd in keeper_ends:
@@ -142,26 +141,26 @@ def test_a_json_log_is_exact_although_its_formatter_is_killed_all_the_time(
     assert kills > 5
 
 
-def _format_until_end(uri: str, prefix: str, fifos: dict[str, str]) -> None:
+def _format_until_end(uri: str, prefix: str, fifos: dict[str, str], ready: Callable[[], None]) -> None:
     """What a shim does with a JSON log, in a process that may be killed."""
     loop = Loop()
     log = LogFile(loop, parse("stdout", uri), book=Book(prefix, reopens=os.path.exists(f"{prefix}.notes")))
     log.open()
     pumps = [Pump(loop, open_read_end(fifo), stream, log) for stream, fifo in fifos.items()]
-    Path(os.path.dirname(prefix), "ready").touch()
+    ready()
     for pump in pumps:
         pump.start()
     while [pump for pump in pumps if pump.run() != ENDED]:
         loop.run_once(0.05)
 
 
-def _copy_until_end(uri: str, fifo: str) -> None:
+def _copy_until_end(uri: str, fifo: str, ready: Callable[[], None]) -> None:
     """What a shim does with a raw log, in a process that may be killed."""
     loop = Loop()
     log = LogFile(loop, parse("stdout", uri))
     log.open()
     pump = Pump(loop, open_read_end(fifo), "stdout", log)
-    Path(os.path.dirname(fifo), "ready").touch()
+    ready()
     pump.start()
     while pump.run() != ENDED:
         loop.run_once(0.05)
@@ -179,10 +178,13 @@ def _fork(work: Callable[[], None]) -> int:
     return pid
 
 
-def _ends_within(pid: int, lifetime_s: float, *, ready: Path) -> bool:
+def _ends_within(work: Callable[[Callable[[], None]], None], lifetime_s: float) -> bool:
     """Let the process live that long after it was ready, then kill it; true when it had ended well by itself."""
-    wait_until(ready.exists, what="the copier")
-    ready.unlink()
+    ready, told = os.pipe()
+    pid = _fork(lambda: work(lambda: os.close(told)))
+    os.close(told)
+    assert os.read(ready, 1) == b""  # at once: a poll would give it some milliseconds more
+    os.close(ready)
     pidfd = os.pidfd_open(pid)
     ended = bool(select.select([pidfd], [], [], lifetime_s)[0])
     os.close(pidfd)

@@ -235,9 +235,9 @@ def test_clients_fifos_do_not_notice(box: ShimBox) -> None:
             for word in (b"one", b"two", b"three"):
                 os.write(source, word + b"\n")
                 box.replace_shim()
+            assert box.state().status == 2  # answered once it has taken over
             os.close(source)
             source = -1
-            box.replace_shim()
             assert box.state().status == 2, "stdin is kept open"
             from ttrpc.api import task
 

@@ -107,7 +107,7 @@ def text_files() -> Iterator[tuple[str, str]]:
         inner[:] = [name for name in inner if not is_ignored(name) and name != ".git"]
         for name in names:
             path = os.path.join(parent, name)
-            if is_ignored(name) or name.endswith(".binpb") or not os.path.isfile(path):
+            if is_ignored(name) or name == ".git" or name.endswith(".binpb") or not os.path.isfile(path):
                 continue
             with open(path, encoding="utf-8", errors="replace") as file:
                 yield os.path.relpath(path, ROOT), file.read()

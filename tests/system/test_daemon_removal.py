@@ -53,6 +53,7 @@ def test_it_is_removed_after_the_daemon_s_own_end() -> None:
         os.unlink(f"{box.rootfs}/go")
 
         box.run("c1", "sh", "-c", WAITING, labels=LABELS)
+        os.unlink(f"{box.bundle('c1')}/state.json")  # what another shim would need
         os.kill(box.shim("c1").pid, signal.SIGKILL)
         wait_until(lambda: box.shim("c1").health == shimd.HEALTH_GONE, what="the loss to be noticed")
         go(box)
