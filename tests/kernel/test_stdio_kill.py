@@ -107,7 +107,7 @@ def test_a_raw_log_is_complete_although_its_copier_is_killed_all_the_time(tmp_pa
 
 @pytest.mark.parametrize(
     ("query", "count"),
-    [("", 100_000), ("?max-size=200000&max-files=10000", 100_000), ("?max-size=4096&max-files=10000", 12_000)],
+    [("", 100_000), ("?max-size=200000&max-files=10000", 100_000), ("?max-size=4096&max-files=10000", 24_000)],
 )
 def test_a_json_log_is_exact_although_its_formatter_is_killed_all_the_time(
     tmp_path: Path, query: str, count: int
@@ -138,7 +138,7 @@ def test_a_json_log_is_exact_although_its_formatter_is_killed_all_the_time(
     for stream, wanted in (("stdout", out), ("stderr", err)):
         assert "".join(each["log"] for each in records if each["stream"] == stream).encode() == wanted
     assert all(each["log"].endswith("\n") for each in records)
-    assert kills > 5
+    assert kills > 3
 
 
 def _format_until_end(uri: str, prefix: str, fifos: dict[str, str], ready: Callable[[], None]) -> None:
