@@ -28,6 +28,7 @@ from daemon.services.shimd import Shimd
 from daemon.services.tasks import Tasks
 from daemon.services.version import Introspection, Version, server_uuid
 from daemon.shims.manager import Manager
+from daemon.shims.pulse import PulseWatch
 from daemon.store.database import Database
 from ttrpc.aio import serve_ttrpc
 from ttrpc.service import Registry
@@ -77,6 +78,7 @@ async def _main(config: Config, environ: Mapping[str, str], database: Database, 
             notifier.tell(READY=1, MAINPID=os.getpid(), STATUS="recovering")
             nursery.start_soon(_recover, manager, notifier)
             nursery.start_soon(events.prune_forever)
+            nursery.start_soon(PulseWatch(config.wedged, manager, events).look_forever)
             nursery.start_soon(_watchdog, notifier, watchdog_s(environ))
             async for number in signals:
                 log.info("stopping, containers run on", extra={"signal": signal.Signals(number).name})

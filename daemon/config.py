@@ -116,6 +116,20 @@ class Recovery:
 
 
 @dataclasses.dataclass(frozen=True)
+class Wedged:
+    """[wedged]: shims that live and do not move. Their containers are never touched."""
+
+    after_s: float = _key(
+        5.0,
+        "A shim is wedged when one turn of its loop takes this long, not counting what it waits for a processor; "
+        "or when it is stopped for so long: then it is continued. 0: nobody looks",
+        _not_negative,
+    )
+    grace_s: float = _key(30.0, "One that is still wedged so much later is replaced by another", _positive)
+    is_replaced: bool = _key(True, "false: it is only reported")
+
+
+@dataclasses.dataclass(frozen=True)
 class Events:
     """[events]: how much of the past is kept, and how slow a live reader may be."""
 
@@ -150,6 +164,9 @@ class Config:
     )
     recovery: Recovery = dataclasses.field(
         default_factory=Recovery, metadata={"doc": "Finding the shims again after a restart of the daemon"}
+    )
+    wedged: Wedged = dataclasses.field(
+        default_factory=Wedged, metadata={"doc": "Shims that live and do not move; their containers are not touched"}
     )
     events: Events = dataclasses.field(
         default_factory=Events, metadata={"doc": "The event journal and the exit records"}

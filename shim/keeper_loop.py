@@ -12,6 +12,7 @@ from shim.keeper_exits import Orphans
 from shim.keeper_looks import children, has_children, inode_of, younger_sibling
 from shim.keeper_nursery import Nursery
 from shim.keeper_peer import Manners
+from shim.keeper_pulse import PulseWatch, limits_of
 from shim.keeper_template import MESSAGE_MAX_BYTES
 from shim.keeper_wards import Ward
 from shim.keeper_wire import pack_answer
@@ -68,6 +69,7 @@ class Keeper:
         )
         self.loop.register(self.listener.fileno(), READ, self._accept)
         self.nursery = Nursery(self.loop, os.path.dirname(path), self.log, self._look_after)
+        self.pulses = PulseWatch(self.loop, self.shims, self.log, limits_of(os.environ))
         self.loop.call_later(LOOK_S, self._look)
 
     def run(self) -> None:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from shim.pulse import Pulse
     from shim.reaper import Reaper
     from shim.steps import Handler
 
@@ -97,6 +98,7 @@ class Loop:
     def __init__(self, clock: "Callable[[], float]" = time.monotonic) -> None:
         self.clock = clock
         self.reaper: Reaper | None = None
+        self.pulse: Pulse | None = None
         self.on_error: Callable[[BaseException], None] = _reraise
         self._epoll = select.epoll()
         self._callbacks: dict[int, Callable[[int], None]] = {}
@@ -253,7 +255,13 @@ class Loop:
         if self._stopping:
             return
         wait_s = self._wait_s(timeout_s)
-        for fd, mask in self._epoll.poll(wait_s):
+        pulse = self.pulse
+        if pulse is not None:
+            pulse.rest()
+        ready = self._epoll.poll(wait_s)
+        if pulse is not None:
+            pulse.work()
+        for fd, mask in ready:
             callback = self._callbacks.get(fd)
             if callback is not None:  # an earlier callback of this round may have unregistered it
                 self._guard(lambda callback=callback, mask=mask: callback(mask))  # type: ignore[misc]

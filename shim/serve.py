@@ -22,6 +22,7 @@ from shim.loop import Loop
 from shim.oom import OomWatch
 from shim.params import Params
 from shim.parts import Parts
+from shim.pulse import Pulse
 from shim.reaper import Reaper
 from shim.saving import save_process
 from shim.service import SERVICES, TaskService
@@ -157,11 +158,20 @@ class Shim:
 
     def run(self) -> None:
         """Serve until `finish`. Blocks."""
+        self.loop.pulse = self._make_pulse()
         # What exists now lives as long as we do: the collector need not look at it, nor dirty its pages, again.
         gc.freeze()
         self.loop.run()
 
     # --- making parts
+
+    def _make_pulse(self) -> "Pulse | None":
+        """Order: once SIGUSR1 is caught, which is sent when a pulse stands still."""
+        try:
+            return Pulse(self.params.bundle)
+        except OSError as error:
+            self.log.warning(f"nobody will see if this shim hangs: {error}")
+            return None
 
     def _open_journal(self, bundle: Bundle, *, is_new: bool) -> Journal:
         """Begin the journal. That of a task which was deleted in this bundle is put aside: its seqs are not ours."""
@@ -344,6 +354,8 @@ class Shim:
         self.parts.journal.close()
         self.parts.spares.close()
         self.loop.close()
+        if self.loop.pulse is not None:
+            self.loop.pulse.close()
 
 
 def inode(path: str) -> "tuple[int, int] | None":

@@ -138,7 +138,9 @@ def _shim_record(handle: Handle) -> "api.ShimRecord":
         version=handle.info.version if handle.info is not None else "",
         bundle=row.bundle,
         health=handle.health.value,  # type: ignore[arg-type]  # the enum's numbers are the wire's
-        reason=handle.reason,
+        reason=handle.trouble or handle.reason,
+        trouble=handle.trouble,
+        stack=handle.stack,
         incarnation=row.incarnation,
         stored_seq=handle.stored_seq,
         restarts=row.restarts,

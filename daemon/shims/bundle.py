@@ -10,7 +10,7 @@ import secrets
 import shutil
 import stat
 
-from daemon import procfs
+from daemon import identity
 from daemon.errors import already_exists, failed_precondition, from_os_error
 from ttrpc.errors import StatusError
 
@@ -105,7 +105,7 @@ def unmount(path: str) -> None:
     Raises: FailedPrecondition naming what would not go.
     """
     for _ in range(64):  # mounts may be stacked on one point; more than this is somebody mounting as we unmount
-        mounts = procfs.mounts_under(path)
+        mounts = identity.mounts_under(path)
         if not mounts:
             return
         for point in mounts:
@@ -114,7 +114,7 @@ def unmount(path: str) -> None:
 
 
 def _remove_tree(path: str) -> None:
-    still_mounted = procfs.mounts_under(path)
+    still_mounted = identity.mounts_under(path)
     if still_mounted:
         raise failed_precondition(f"{still_mounted[0]} is mounted: unmount it, then delete again")
     shutil.rmtree(path)

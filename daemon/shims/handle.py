@@ -40,6 +40,8 @@ class Handle:
         self.stored_seq = 0  # of the shim's journal
         self.next_restart_at_ns: int | None = None
         self.failed_at_ns = 0  # when the policy last tried in vain to restart it; 0: not since it ran
+        self.trouble = ""  # why its shim is taken for wedged
+        self.stack = ""  # of that shim
         self.raises = 0  # of shims, in vain, one after the other
         self.is_settled = False  # recovery has decided about it, or it was born under us
         self.is_deleted = False

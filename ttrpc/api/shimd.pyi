@@ -117,7 +117,7 @@ class ShimsRequest(_message.Message):
     def __init__(self, container_id: _Optional[str] = ..., all_namespaces: _Optional[bool] = ...) -> None: ...
 
 class ShimRecord(_message.Message):
-    __slots__ = ("namespace", "container_id", "address", "pid", "version", "bundle", "health", "reason", "incarnation", "stored_seq", "restarts", "next_restart_at")
+    __slots__ = ("namespace", "container_id", "address", "pid", "version", "bundle", "health", "reason", "incarnation", "stored_seq", "restarts", "next_restart_at", "trouble", "stack")
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     CONTAINER_ID_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
@@ -130,6 +130,8 @@ class ShimRecord(_message.Message):
     STORED_SEQ_FIELD_NUMBER: _ClassVar[int]
     RESTARTS_FIELD_NUMBER: _ClassVar[int]
     NEXT_RESTART_AT_FIELD_NUMBER: _ClassVar[int]
+    TROUBLE_FIELD_NUMBER: _ClassVar[int]
+    STACK_FIELD_NUMBER: _ClassVar[int]
     namespace: str
     container_id: str
     address: str
@@ -142,7 +144,45 @@ class ShimRecord(_message.Message):
     stored_seq: int
     restarts: int
     next_restart_at: _timestamp_pb2.Timestamp
-    def __init__(self, namespace: _Optional[str] = ..., container_id: _Optional[str] = ..., address: _Optional[str] = ..., pid: _Optional[int] = ..., version: _Optional[str] = ..., bundle: _Optional[str] = ..., health: _Optional[_Union[Health, str]] = ..., reason: _Optional[str] = ..., incarnation: _Optional[str] = ..., stored_seq: _Optional[int] = ..., restarts: _Optional[int] = ..., next_restart_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping[str, object]]] = ...) -> None: ...
+    trouble: str
+    stack: str
+    def __init__(self, namespace: _Optional[str] = ..., container_id: _Optional[str] = ..., address: _Optional[str] = ..., pid: _Optional[int] = ..., version: _Optional[str] = ..., bundle: _Optional[str] = ..., health: _Optional[_Union[Health, str]] = ..., reason: _Optional[str] = ..., incarnation: _Optional[str] = ..., stored_seq: _Optional[int] = ..., restarts: _Optional[int] = ..., next_restart_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping[str, object]]] = ..., trouble: _Optional[str] = ..., stack: _Optional[str] = ...) -> None: ...
+
+class ShimWedged(_message.Message):
+    __slots__ = ("container_id", "pid", "kind", "reason", "stack")
+    CONTAINER_ID_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    STACK_FIELD_NUMBER: _ClassVar[int]
+    container_id: str
+    pid: int
+    kind: str
+    reason: str
+    stack: str
+    def __init__(self, container_id: _Optional[str] = ..., pid: _Optional[int] = ..., kind: _Optional[str] = ..., reason: _Optional[str] = ..., stack: _Optional[str] = ...) -> None: ...
+
+class ShimRecovered(_message.Message):
+    __slots__ = ("container_id", "pid")
+    CONTAINER_ID_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    container_id: str
+    pid: int
+    def __init__(self, container_id: _Optional[str] = ..., pid: _Optional[int] = ...) -> None: ...
+
+class ShimReplaced(_message.Message):
+    __slots__ = ("container_id", "old_pid", "pid", "reason", "stack")
+    CONTAINER_ID_FIELD_NUMBER: _ClassVar[int]
+    OLD_PID_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    STACK_FIELD_NUMBER: _ClassVar[int]
+    container_id: str
+    old_pid: int
+    pid: int
+    reason: str
+    stack: str
+    def __init__(self, container_id: _Optional[str] = ..., old_pid: _Optional[int] = ..., pid: _Optional[int] = ..., reason: _Optional[str] = ..., stack: _Optional[str] = ...) -> None: ...
 
 class ShimsResponse(_message.Message):
     __slots__ = ("shims",)
