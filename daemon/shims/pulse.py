@@ -126,6 +126,8 @@ class PulseWatch:
         with trio.move_on_after(SUCCESSOR_S):
             await handle.wait_until(lambda: handle.is_deleted or serves())
         pid = handle.info.pid if handle.info is not None and serves() else 0
+        if pid:
+            handle.trouble = handle.stack = ""
         told = shimd.ShimReplaced(container_id=handle.id, old_pid=old_pid, pid=pid, reason=reason, stack=stack)
         await self._tell(handle, REPLACED, told)
 

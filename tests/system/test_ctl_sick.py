@@ -16,7 +16,7 @@ RUNTIMES = ["io.containerd.shimd.v2", "io.containerd.runc.v2"]
 
 @pytest.fixture
 def box() -> Iterator[CtlBox]:
-    with CtlBox(config="timeouts.call_s = 3.0") as made:
+    with CtlBox(config="timeouts.call_s = 3.0\nwedged.after_s = 0  # a stopped shim is to stay stopped") as made:
         yield made
 
 

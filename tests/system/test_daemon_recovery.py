@@ -5,6 +5,7 @@ import shutil
 import signal
 import sqlite3
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -13,6 +14,14 @@ from tests.support.waiting import wait_until
 from ttrpc.api import process, shim, shimd, tasks
 from ttrpc.errors import StatusError
 from ttrpc.status import Code
+
+
+@pytest.fixture
+def box() -> Iterator[DaemonBox]:
+    """A stopped shim is to stay stopped here."""
+    with DaemonBox(config="wedged.after_s = 0") as made:
+        yield made
+
 
 COUNTING = "i=0; while true; do echo $i; i=$((i+1)); sleep 0.02; done"
 
