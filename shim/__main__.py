@@ -1,7 +1,7 @@
 """The shim's command line, as containerd calls it. The only reader of argv and the environment.
 
 containerd-shim-shimd-v2 -namespace NS -id ID -address SOCKET [-publish-binary BIN] [-debug] start | delete
-containerd-shim-shimd-v2 keeper
+containerd-shim-shimd-v2 keeper | ensure-keeper
 containerd-shim-shimd-v2 -info | -v
 """
 
@@ -24,7 +24,8 @@ FLAGS = {
 }  # fmt: skip
 TRUE, FALSE = ("1", "t", "T", "true", "TRUE", "True"), ("0", "f", "F", "false", "FALSE", "False")
 USAGE = (
-    "usage: containerd-shim-shimd-v2 -namespace NS -id ID -address SOCKET [-debug] start | delete; or keeper, -info, -v"
+    "usage: containerd-shim-shimd-v2 -namespace NS -id ID -address SOCKET [-debug] start | delete; "
+    "or keeper, ensure-keeper, -info, -v"
 )
 
 

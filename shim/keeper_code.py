@@ -19,7 +19,7 @@ SUFFIXES = (".py", ".binpb")
 BORROWED = ("os", "_prctl", "cgroupspy", "google.protobuf", "google._upb._message")
 # Tools, clients, and the daemon's side.
 NOT_A_SHIMS = (
-    "shim.launcher", "shim.keeper_spawn", "ttrpc.api.generate", "ttrpc.blocking", "ttrpc.blocking_stream",
+    "shim.launcher", "ttrpc.api.generate", "ttrpc.blocking", "ttrpc.blocking_stream",
     "ttrpc.aio", "ttrpc.aio_client", "ttrpc.aio_server", "ttrpc.aio_stream", "ttrpc.aio_wire",
 )  # fmt: skip
 

@@ -1,8 +1,13 @@
-"""What a keeper looks at to know whether it is still wanted: its children, its socket, its siblings."""
+"""What a keeper looks at to know whether it is still wanted: its children, its socket, its siblings, its bundles."""
 
 import os
+import stat
+
+from shim.bundle import read_file
 
 TYPE_CHECKING = False
+
+_PID_MAX_BYTES = 32
 
 
 def has_children() -> bool:
@@ -41,3 +46,25 @@ def younger_sibling(path: str) -> str:
         if other != path and "." not in name and os.stat(other).st_mtime_ns > made_ns:  # a dot: locks, logs
             return other
     return ""
+
+
+def youngest(directory: str) -> str:
+    """The keeper's socket made last in a directory; empty when there is none."""
+    found: list[tuple[int, str]] = []
+    try:
+        for name in os.listdir(directory):
+            path = os.path.join(directory, name)
+            status = os.stat(path, follow_symlinks=False)
+            if stat.S_ISSOCK(status.st_mode) and "." not in name:
+                found.append((status.st_mtime_ns, path))
+    except OSError:
+        pass
+    return max(found)[1] if found else ""
+
+
+def read_pid(bundle: str) -> int:
+    """Who the bundle's shim is, by its own file; 0 when that says nothing."""
+    try:
+        return int(read_file(os.path.join(bundle, "shim.pid"), _PID_MAX_BYTES))
+    except (OSError, ValueError):
+        return 0

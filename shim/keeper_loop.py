@@ -7,6 +7,7 @@ import socket
 import time
 
 from shim import kernel
+from shim.keeper_adoption import adopt
 from shim.keeper_births import REFUSALS, Birth, Succession, refuse
 from shim.keeper_exits import Orphans
 from shim.keeper_looks import children, has_children, inode_of, younger_sibling
@@ -14,9 +15,9 @@ from shim.keeper_nursery import Nursery
 from shim.keeper_peer import Manners
 from shim.keeper_pulse import PulseWatch, limits_of
 from shim.keeper_template import MESSAGE_MAX_BYTES
-from shim.keeper_wards import Ward
-from shim.keeper_wire import pack_answer
-from shim.launch import STALE
+from shim.keeper_wards import Ward, take_fds
+from shim.keeper_wire import BadRequest, pack_answer, verb_of
+from shim.launch import ADOPT, OK, STALE, WATCH
 from shim.loop import READ, Loop
 from shim.reaper import wait_status
 from shim.shimlog import ShimLog
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 # A client sends its request as soon as it is connected; this many may be in between, each for so long.
 CLIENTS_MAX, REQUEST_S = 64, 5.0
 ACCEPTS_PER_TURN = 16
+FDS_MAX = 8  # of a request; an adoption has two
+WATCHERS_MAX = 16  # who wait for our end: a daemon, a test
 NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 NO_ROOM_S = 0.1
 # How often a keeper looks whether it can still be reached, and how long one with a younger sibling waits to be asked.
@@ -43,6 +46,7 @@ AGAIN_S = 1.0
 class Keeper:
     """Owns the listener, its path while that is its own, the clients, and every child from fork to wait.
 
+    `shims` are our children by pid, `adopted` those that some other keeper or a `start` had forked.
     A keeper that is `retiring` forks no more, and ends with its last child.
     """
 
@@ -54,8 +58,10 @@ class Keeper:
         self.world = world
         self.orphans = Orphans(kernel.boot_id())
         self.shims: dict[int, Ward] = {}
+        self.adopted: dict[int, Ward] = {}
         self.resting = 0  # successors that are raised a little later
         self.clients: dict[socket.socket, Timer] = {}
+        self.watchers: set[socket.socket] = set()
         self.is_retiring = False
         self.asked_at_s = time.monotonic()
         self.inode = inode_of(path)
@@ -114,18 +120,26 @@ class Keeper:
         self.loop.unregister(connection.fileno())
 
     def _read(self, connection: socket.socket) -> None:
+        fds: list[int] = []
         try:
-            message = connection.recv(MESSAGE_MAX_BYTES)
+            room = socket.CMSG_SPACE(FDS_MAX * 4)
+            message, ancillary, _flags, _address = connection.recvmsg(MESSAGE_MAX_BYTES, room, socket.MSG_CMSG_CLOEXEC)
+            fds = take_fds(ancillary)
         except BlockingIOError:
             return
         except OSError:
             message = b""
         self._take(connection)
-        if not message or not self._serve(message, connection):
+        if not message or not self._serve(message, fds, connection):
             connection.close()
+        for fd in fds:  # who took them has emptied the list
+            os.close(fd)
 
-    def _serve(self, message: bytes, connection: socket.socket) -> bool:
-        """Answer a request, or have it answered as soon as there is a copy to be the shim: then the value is true."""
+    def _serve(self, message: bytes, fds: "list[int]", connection: socket.socket) -> bool:
+        """Answer a request, or have it answered as soon as there is a copy to be the shim.
+
+        The value is true when the connection lives on, and is whose it is by then.
+        """
         self.asked_at_s = time.monotonic()
         try:
             check_peer(connection)
@@ -139,6 +153,11 @@ class Keeper:
             if self.is_retiring:
                 connection.send(pack_answer(STALE, "it is out of date"))
                 return False
+            verb = verb_of(message)
+            if verb == WATCH:
+                return self._let_watch(connection)
+            if verb == ADOPT:
+                return self._adopt(adopt(message, fds, connection, self.world), fds)
             birth = Birth(message, connection, self.world)
         except REFUSALS as error:
             refuse(connection, error)
@@ -146,12 +165,65 @@ class Keeper:
         self.nursery.expect(birth)
         return True
 
+    def _let_watch(self, connection: socket.socket) -> bool:
+        """It is told our end, or that we forked no more, by the end of the connection. Raises: BadRequest, OSError."""
+        if len(self.watchers) >= WATCHERS_MAX:
+            raise BadRequest(f"{WATCHERS_MAX} watch already")
+        connection.send(pack_answer(OK, str(os.getpid())))
+        self.watchers.add(connection)
+        self.loop.register(connection.fileno(), READ, lambda _mask: self._end_watch(connection))
+        return True
+
+    def _end_watch(self, connection: socket.socket) -> None:
+        self.watchers.discard(connection)
+        self.loop.unregister(connection.fileno())
+        connection.close()
+
     # --- shims
+
+    def _adopt(self, ward: Ward, fds: "list[int]") -> bool:
+        """Look after a shim that is not our child, or is and had lost us. The answer binds both.
+
+        Order: who gave up asking has shut its reading half, and then nothing was done.
+        """
+        try:
+            ward.channel.send(pack_answer(OK, str(os.getpid())))
+        except OSError as error:
+            self.log.warning(f"shim {ward.pid} of {ward.bundle} does not want to be looked after any more: {error}")
+            ward.spares.clear()  # the caller's still
+            ward.close()
+            return True
+        fds.clear()
+        is_child = ward.pid in self.shims
+        before = self.shims.pop(ward.pid, None) or self.adopted.pop(ward.pid, None)
+        if before is not None:
+            self.loop.unregister(before.pidfd)
+            self.loop.unregister(before.channel.fileno())
+            before.close()
+        if is_child:
+            ward.forget_pidfd()
+        else:
+            self.adopted[ward.pid] = ward
+            self.loop.register(ward.pidfd, READ, lambda _mask: self._adopted_ended(ward))
+        self._watch(ward, self.shims if is_child else self.adopted)
+        self.log.info(f"looking after shim {ward.pid} of {ward.bundle}, which was not forked here")
+        return True
+
+    def _adopted_ended(self, ward: Ward) -> None:
+        """How, the kernel tells later or never: who did not say before that it ends was killed."""
+        self.loop.unregister(ward.pidfd)
+        del self.adopted[ward.pid]
+        ward.forget_pidfd()
+        self._shim_ended(ward, signal.SIGKILL, is_adopted=True)
+        self.loop.call_soon(self._end_if_done)
 
     def _look_after(self, ward: Ward) -> None:
         """A shim was born, or a successor."""
+        self._watch(ward, self.shims)
+
+    def _watch(self, ward: Ward, among: "dict[int, Ward]") -> None:
         ward.report = self.log.warning
-        self.shims[ward.pid] = ward
+        among[ward.pid] = ward
         self.loop.register(ward.channel.fileno(), READ, lambda _mask: self._hear(ward))
 
     def _hear(self, ward: Ward) -> None:
@@ -159,8 +231,8 @@ class Keeper:
         if not ward.read():
             self.loop.unregister(ward.channel.fileno())
 
-    def _shim_ended(self, ward: Ward, status: int) -> None:
-        """Its container's processes are ours now, and itself is a zombie still."""
+    def _shim_ended(self, ward: Ward, status: int, *, is_adopted: bool = False) -> None:
+        """A child's: its container's processes are ours now, and itself is a zombie still."""
         self.loop.unregister(ward.channel.fileno())
         ward.read()
         ward.channel.close()
@@ -174,10 +246,11 @@ class Keeper:
             ward.close()
             return
         self.log.info(f"raising a successor in {ward.bundle}")
-        try:
-            ward.manners = Manners(ward.pid)
-        except OSError as error:
-            self.log.warning(f"shim {ward.pid} of {ward.bundle} left no limits: {error}")
+        if not is_adopted:  # else its pid may be another's by now
+            try:
+                ward.manners = Manners(ward.pid)
+            except OSError as error:
+                self.log.warning(f"shim {ward.pid} of {ward.bundle} left no limits: {error}")
         self.resting += 1
         self.loop.call_later(pause_s, lambda: self._raise(ward))
 
@@ -228,9 +301,11 @@ class Keeper:
 
     def _retire(self, why: str) -> None:
         if not self.is_retiring:
-            self.log.info(f"retiring with {len(self.shims)} shims: {why}")
+            self.log.info(f"retiring with {len(self.shims) + len(self.adopted)} shims: {why}")
             self.is_retiring = True
             self.unlink()
+            for connection in tuple(self.watchers):
+                self._end_watch(connection)
             self._look_again()
 
     def _look_again(self) -> None:
@@ -241,9 +316,9 @@ class Keeper:
         """When retiring, end with the last child; copies wait as long as there may be a successor to raise."""
         if not self.is_retiring:
             return
-        if not (self.shims or self.resting) and children() <= self.nursery.pids():
+        if not (self.shims or self.adopted or self.resting) and children() <= self.nursery.pids():
             self.nursery.dismiss()
-        if not has_children():
+        if not (has_children() or self.adopted):
             self.log.info("the last child is gone")
             self.loop.stop()
 
@@ -252,10 +327,13 @@ class Keeper:
         self.loop.call_later(LOOK_S, self._look)
         if inode_of(self.path) != self.inode:
             self._retire("its socket is gone, or another's")
-        elif time.monotonic() - self.asked_at_s > UNUSED_S and children() <= self.nursery.pids():
+        elif time.monotonic() - self.asked_at_s > UNUSED_S and not self._is_wanted():
             younger = younger_sibling(self.path)
             if younger:
                 self._retire(f"unused since {younger} is there")
+
+    def _is_wanted(self) -> bool:
+        return bool(self.watchers or self.adopted) or not children() <= self.nursery.pids()
 
     def unlink(self) -> None:
         """Take the socket's name away, if it is still our socket's."""
@@ -267,9 +345,9 @@ class Keeper:
         self.wakeup.close()
         self.listener.close()
         self.nursery.close()
-        for ward in self.shims.values():
+        for ward in (*self.shims.values(), *self.adopted.values()):
             ward.close()
-        for connection in self.clients:
+        for connection in (*self.clients, *self.watchers):
             connection.close()
         self.loop.close()
         self.log.close()

@@ -1,4 +1,7 @@
-"""How a keeper comes to be: bind its socket, execute it. Used by a `start` that found none, and by `keeper` itself."""
+"""How a keeper comes to be: bind its socket, execute it.
+
+Used by a `start` or a shim that found none, by `ensure-keeper` for the daemon, and by `keeper` itself.
+"""
 
 import fcntl
 import os
@@ -19,16 +22,20 @@ TITLE_BYTES = 256
 LISTENER_FD = 3
 
 
-def start_keeper(path: bytes, *, instead_of: int = 0) -> None:
+class Busy(Unserved):
+    """Another starts one just now."""
+
+
+def start_keeper(path: bytes, *, instead_of: int = 0, patience_s: float = LOCK_S) -> None:
     """Have a keeper listen at the path; it may still be importing when this returns, and who connects waits for it.
 
     Nothing is done when one listens there already, unless its socket is the inode ``instead_of``.
-    Raises: Unserved.
+    Blocks: at most ``patience_s`` for another who starts one. Raises: Unserved; Busy when that one takes longer.
     """
     name = os.fsdecode(path)
     try:
         make_directory(os.path.dirname(name))
-        lock_fd = take_lock(name + ".lock")
+        lock_fd = take_lock(name + ".lock", patience_s)
         try:
             listener = bind_instead(name, instead_of)
             if listener is not None:
@@ -60,6 +67,22 @@ def run_keeper(environment: "dict[bytes, bytes]") -> int:
         return _fail(str(error))
 
 
+def ensure_keeper(environment: "dict[bytes, bytes]") -> int:
+    """The action `ensure-keeper`: have one serve, in a session of its own, and print its socket's path. The exit code.
+
+    Blocks: some milliseconds; the keeper may still be importing then, and who connects waits for it.
+    """
+    path = keeper_path(environment)
+    if not path:
+        return _fail("SHIMD_KEEPER=off: none is wanted")
+    try:
+        start_keeper(path)
+    except Unserved as error:
+        return _fail(str(error))
+    os.write(1, path)
+    return 0
+
+
 def _fail(words: str) -> int:
     os.write(2, f"shimd-keeper: {words}\n".encode(errors="replace"))
     return 1
@@ -73,17 +96,17 @@ def make_directory(path: str) -> None:
         raise Unserved(f"{path} is not ours alone: its owner must be uid {os.geteuid()}, and nobody else may write")
 
 
-def take_lock(path: str) -> int:
-    """Only one at a time binds. The fd holds the lock. Blocks: at most LOCK_S. Raises: Unserved, OSError."""
+def take_lock(path: str, patience_s: float = LOCK_S) -> int:
+    """Only one at a time binds. The fd holds the lock. Blocks: at most so long. Raises: Busy, OSError."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    deadline = time.monotonic() + LOCK_S
+    deadline = time.monotonic() + patience_s
     while True:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if time.monotonic() > deadline:
+            if time.monotonic() >= deadline:
                 os.close(fd)
-                raise Unserved(f"{path} is locked by another start") from None
+                raise Busy(f"{path} is locked by another start") from None
             time.sleep(LOCK_PAUSE_S)
         else:
             return fd

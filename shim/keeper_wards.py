@@ -6,6 +6,7 @@ import socket
 from array import array
 
 from shim import pins
+from shim.keeper_looks import read_pid
 from shim.spares import DONE, DROP, HOLD, NAME_MAX_BYTES, PIN, PINNED, SETTLED, UNPIN
 from shim.successor import DOOMED
 
@@ -29,8 +30,8 @@ class Ward:
     """One shim. Owns the connection to it, and a copy of each fd it asked us to hold."""
 
     __slots__ = (
-        "bundle", "channel", "failures", "is_done", "is_settled", "manners", "mask", "params", "pid", "refused",
-        "report", "spares",
+        "bundle", "channel", "failures", "is_done", "is_settled", "manners", "mask", "params", "pid", "pidfd",
+        "refused", "report", "spares",
     )  # fmt: skip
 
     def __init__(self, pid: int, params: "Params", mask: int, channel: socket.socket, spares: "dict[str, int]") -> None:
@@ -42,6 +43,7 @@ class Ward:
         self.failures = 0
         self.refused = 0
         self.manners: Manners | None = None
+        self.pidfd = -1  # of one that is not our child
         self.succeed(channel, pid)
 
     def succeed(self, channel: socket.socket, pid: int) -> None:
@@ -114,7 +116,9 @@ class Ward:
     def wants_successor(self) -> bool:
         """Whether a shim that died is to be followed by another: it has a task, and its bundle is not doomed."""
         has_task = os.path.lexists(os.path.join(self.bundle, "state.json"))
-        return has_task and not self.is_done and not os.path.lexists(os.path.join(self.bundle, DOOMED))
+        if not has_task or self.is_done or os.path.lexists(os.path.join(self.bundle, DOOMED)):
+            return False
+        return read_pid(self.bundle) in (0, self.pid)  # else another has followed it already
 
     def next_pause_s(self, status: int) -> "float | None":
         """How long to wait before the successor is forked; None when it is given up.
@@ -130,9 +134,16 @@ class Ward:
             return None
         return 0.0 if self.failures == 1 else min(PAUSE_FIRST_S * 2 ** (self.failures - 2), PAUSE_MAX_S)
 
+    def forget_pidfd(self) -> None:
+        """From here on it is known by its pid, or dead."""
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
+
     def close(self) -> None:
         """Let go of everything. Idempotent."""
         self.channel.close()
+        self.forget_pidfd()
         while self.spares:
             os.close(self.spares.popitem()[1])
 

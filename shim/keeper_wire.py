@@ -24,6 +24,12 @@ class Request:
         self.stdin = stdin
 
 
+def verb_of(message: bytes) -> bytes:
+    """What is asked; empty for what is no message of this version. Pure."""
+    fields = message.split(b"\0", 2)
+    return fields[1] if len(fields) > 1 and fields[0] == MAGIC else b""
+
+
 def unpack_request(message: bytes) -> Request:
     """Raises: BadRequest. Pure."""
     fields = message.split(b"\0", 3)

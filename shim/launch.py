@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 # same in every version: an old keeper can tell a newer `start` that it is out of date.
 MAGIC = b"shimd-keeper 1"
 START, OK, REFUSED, STALE = b"start", b"ok", b"refused", b"stale"
+# What others ask: to be looked after (keeper_adoption.py), and to be told of its end by the end of the connection.
+ADOPT, WATCH = b"adopt", b"watch"
 # A keeper forks in a few milliseconds; one that was just started imports for a tenth of a second first. This long
 # without an answer means stopped, stuck, or a machine so busy that nothing is quick.
 ANSWER_S = 2.0
@@ -53,6 +55,10 @@ def main() -> int:
         from shim.keeper_spawn import run_keeper
 
         return run_keeper(posix.environ)
+    elif sys.argv[-1] == "ensure-keeper":
+        from shim.keeper_spawn import ensure_keeper
+
+        return ensure_keeper(posix.environ)
     from shim.__main__ import main as run_action
 
     return run_action(stdin, reason)
@@ -79,19 +85,29 @@ def read_stdin() -> bytes:
 # --- start
 
 
-def keeper_path(environment: "dict[bytes, bytes]") -> bytes:
-    """The socket of the keeper of this code; empty when none is to be used (SHIMD_KEEPER=off).
+def keeper_directory(environment: "dict[bytes, bytes]") -> bytes:
+    """Where the keepers' sockets are; empty when none is to be used (SHIMD_KEEPER=off). Pure.
 
-    It lies in a directory of its own beside that of the shims' sockets (or in the one SHIMD_KEEPER names), and is
-    called after the inode of our package: another installation has another keeper. Whether the files of an
-    installation have changed, its keeper looks itself.
+    A directory of its own beside that of the shims' sockets, or the one SHIMD_KEEPER names.
     """
     directory = environment.get(b"SHIMD_KEEPER", b"")
     if directory == b"off":
         return b""
+    if directory:
+        return directory
+    sockets = environment.get(b"SHIMD_SOCKET_DIR") or DEFAULT_SOCKET_DIR
+    return sockets.rstrip(b"/").rpartition(b"/")[0] + b"/shimd-keeper"
+
+
+def keeper_path(environment: "dict[bytes, bytes]") -> bytes:
+    """The socket of the keeper of this code; empty when none is to be used.
+
+    It is called after the inode of our package: another installation has another keeper. Whether the files of an
+    installation have changed, its keeper looks itself. Raises: OSError when the package is not there any more.
+    """
+    directory = keeper_directory(environment)
     if not directory:
-        sockets = environment.get(b"SHIMD_SOCKET_DIR") or DEFAULT_SOCKET_DIR
-        directory = sockets.rstrip(b"/").rpartition(b"/")[0] + b"/shimd-keeper"
+        return b""
     found = posix.stat(__file__.rpartition("/")[0])
     return b"%s/%x-%x" % (directory, found.st_dev, found.st_ino)
 

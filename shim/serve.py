@@ -24,6 +24,7 @@ from shim.params import Params
 from shim.parts import Parts
 from shim.pulse import Pulse
 from shim.reaper import Reaper
+from shim.rejoin import Rejoin
 from shim.saving import save_process
 from shim.service import SERVICES, TaskService
 from shim.shimlog import ShimLog
@@ -147,6 +148,7 @@ class Shim:
         if link.lock_fd >= 0:
             self.parts.spares.hold(LOCK, link.lock_fd, is_known=True)
         self.parts.spares.hold(LISTENER, listener_fd, is_known=True)
+        self.rejoin = Rejoin(self.loop, params, self.parts.spares, log, listener_fd, link.lock_fd)
 
     def _begin(self, earlier: "dict[str, Any] | None") -> None:
         """Take over what an earlier shim left, if that is anything."""
@@ -307,6 +309,7 @@ class Shim:
         start a new shim, or remove the bundle.
         """
         if not self.is_finishing:
+            self.rejoin.close()
             self.parts.spares.finish()
             self._unlink_socket()
             self._leave_answer()
@@ -352,6 +355,7 @@ class Shim:
         self.wakeup.close()
         faulthandler.unregister(signal.SIGUSR1)
         self.parts.journal.close()
+        self.rejoin.close()
         self.parts.spares.close()
         self.loop.close()
         if self.loop.pulse is not None:

@@ -57,9 +57,10 @@ class Spares:
         self._inherited = inherited or {}
         self._held: dict[str, int] = {}
         self._waiting: list[str] = []  # names to hold, or to drop when they are not held any more
-        self._words: list[tuple[bytes, int | None]] = []  # after those, each with the fd that goes with it
-        self._pin: tuple[bytes, int] | None = None
-        self._pinned = Signal()
+        # After those: each with the fd that goes with it, and what fires when the keeper has answered it.
+        self._words: list[tuple[bytes, int | None, Signal | None]] = []
+        self._pins: dict[str, int] = {}
+        self._unanswered: list[Signal] = []
         self._is_settled = False
         self.on_lost: Callable[[], None] = _nothing
         if connection_fd >= 0:
@@ -75,9 +76,9 @@ class Spares:
         self._connection = connection
         self._loop.register(connection.fileno(), READ, self._ready)
         self._waiting = list(self._held)
-        self._words = [(SETTLED, None)] if self._is_settled else []
-        if self._pin is not None:
-            self._words.append(self._pin)
+        self._words = [(SETTLED, None, None)] if self._is_settled else []
+        for path, pidfd in self._pins.items():
+            self._ask_pin(path, pidfd)
         self._send_waiting()
 
     def hold(self, name: str, fd: int, *, is_known: bool = False) -> None:
@@ -111,24 +112,34 @@ class Spares:
             if name not in self._held:
                 self._waiting.append(name)
         self._inherited.clear()
-        self._words.append((SETTLED, None))
+        self._words.append((SETTLED, None, None))
         self._send_waiting()
 
     def pin(self, path: str, pidfd: int) -> "Signal | None":
-        """Have the keeper pin a process: fires when it has; None without one. The pidfd is borrowed until `unpin`."""
-        self._pin = (PIN + os.fsencode(path), pidfd)
-        self._pinned = Signal()
-        return self._pinned if self._say(self._pin) else None
+        """Have the keeper pin a process: fires when it has; None without one. The pidfd is borrowed until `unpin`.
+
+        A keeper that comes later pins it then.
+        """
+        self._pins[path] = pidfd
+        if self._connection is None:
+            return None
+        pinned = self._ask_pin(path, pidfd)
+        self._send_waiting()
+        return pinned
+
+    def _ask_pin(self, path: str, pidfd: int) -> Signal:
+        pinned = Signal()
+        self._words.append((PIN + os.fsencode(path), pidfd, pinned))
+        return pinned
 
     def unpin(self, path: str) -> bool:
         """Have the keeper take the pin away; False without one."""
-        self._pin = None
-        return self._say((UNPIN + os.fsencode(path), None))
-
-    def _say(self, word: "tuple[bytes, int | None]") -> bool:
+        self._pins.pop(path, None)
         if self._connection is None:
             return False
-        self._words.append(word)
+        pinning = PIN + os.fsencode(path)
+        self._words = [word for word in self._words if word[0] != pinning]  # its fd will be closed
+        self._words.append((UNPIN + os.fsencode(path), None, None))
         self._send_waiting()
         return True
 
@@ -152,8 +163,11 @@ class Spares:
                 _send(connection, (DROP if fd is None else HOLD) + name.encode(), fd)
                 del self._waiting[0]
             while self._words:
-                _send(connection, *self._words[0])
+                word, fd, answered = self._words[0]
+                _send(connection, word, fd)
                 del self._words[0]
+                if answered is not None:
+                    self._unanswered.append(answered)
         except BlockingIOError:
             self._loop.modify(connection.fileno(), READ | WRITE)
             return
@@ -173,8 +187,8 @@ class Spares:
             if not message:
                 self._lose()
                 return
-            if message == PINNED and not self._pinned.fired:
-                self._pinned.fire()
+            if message == PINNED and self._unanswered:
+                self._unanswered.pop(0).fire()
         self._send_waiting()
 
     def _lose(self) -> None:
@@ -189,6 +203,7 @@ class Spares:
             self._connection = None
             self._waiting.clear()
             self._words.clear()
+            self._unanswered.clear()
 
     def finish(self) -> None:
         """Say that this shim ends in order: what happens to it from here on is nobody's trouble."""

@@ -4,6 +4,7 @@ with KeeperBox() as keeper, keeper.shim() as box:
     box.launch(); assert keeper.is_parent_of(box.shim_pid)
 """
 
+import contextlib
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from tests.support.waiting import wait_until
 from ttrpc.blocking import BlockingClient
 
 SERVING = re.compile(r'msg="serving at \S+ pid=(\d+);')
+ADOPTED = re.compile(r'msg="looking after shim (\d+) of [^"]*" id=keeper-(\d+)')
 READY = re.compile(r'msg="template \d+ is ready: [^"]*" id=keeper-(\d+)')
 
 
@@ -88,6 +90,15 @@ class KeeperBox:
         except AssertionError:
             return False
 
+    def wait_refilled(self, *shim_pids: int, but: int = 0) -> int:
+        """Until the newest keeper, another than ``but``, looks after all these shims; its pid."""
+
+        def is_refilled() -> bool:
+            return self.pid != but and set(shim_pids) <= looked_after(self.log(), self.pid)
+
+        wait_until(is_refilled, deadline_s=30, what="a keeper to look after the shims")
+        return self.pid
+
     def children(self) -> list[int]:
         return [int(pid) for pid in leaks.read(f"/proc/{self.pid}/task/{self.pid}/children").split()]
 
@@ -110,11 +121,7 @@ class KeeperBox:
     def close(self) -> None:
         for bundle in self.started:
             bundle.close()
-        for pid in self.pids():
-            if self.is_alive(pid):
-                os.kill(pid, signal.SIGCONT)
-                os.kill(pid, signal.SIGTERM)
-                wait_until(lambda pid=pid: not self.is_alive(pid), what="the keeper to end")  # type: ignore[misc]
+        end_keepers(self.directory, signal.SIGTERM)
         for root in leaks.cgroup_roots():
             path = os.path.join(root, self.cgroup)
             if os.path.isdir(path):
@@ -221,3 +228,44 @@ def remove_cgroup(path: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def looked_after(log: str, keeper_pid: int) -> set[int]:
+    """The shims a keeper took that it had not forked, by its log."""
+    return {int(pid) for pid, keeper in ADOPTED.findall(log) if int(keeper) == keeper_pid}
+
+
+def end_keepers(directory: str, signum: int = signal.SIGKILL) -> None:
+    """End every keeper that has its socket there, and have none start any more: shims without one would do that."""
+    if os.path.isdir(directory):
+        os.chmod(directory, 0o777)  # others could write there now: no keeper takes that
+    while pids := keepers_in(directory):
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+                os.kill(pid, signum)
+            wait_until(lambda pid=pid: not is_running(pid), what="the keeper to be gone")  # type: ignore[misc]
+
+
+def keepers_in(directory: str) -> list[int]:
+    """Every process that serves a socket there as keeper, or is about to: its path is in its title."""
+    found = []
+    for name in os.listdir("/proc"):
+        try:
+            with open(f"/proc/{name}/cmdline", "rb") as file:
+                title = file.read()
+        except OSError:
+            continue
+        if name.isdigit() and os.fsencode(directory) + b"/" in title and is_running(int(name)):
+            is_keeper = title.startswith(b"shimd-keeper ") or b"shim.keeper import" in title
+            found += [int(name)] if is_keeper else []
+    return found
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process, and no zombie."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

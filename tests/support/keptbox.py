@@ -9,6 +9,7 @@ import signal
 from collections.abc import Sequence
 from typing import Any
 
+from tests.support.keeperbox import end_keepers, is_running, looked_after
 from tests.support.shimbox import ShimBox
 from tests.support.waiting import wait_until
 
@@ -44,6 +45,14 @@ class KeptBox(ShimBox):
         os.kill(pid, signal.SIGKILL)
         wait_until(lambda: not is_running(pid), what="the keeper to be gone")
 
+    def wait_refilled(self, *, but: int = 0) -> int:
+        """Until a keeper, another than ``but``, looks after the shim again; its pid."""
+        return wait_until(lambda: self._refilled(but), what="a keeper to look after the shim")
+
+    def _refilled(self, but: int) -> int:
+        pids = [pid for pid in self.keeper_pids() if pid != but]
+        return pids[-1] if pids and self.shim_pid in looked_after(self.keeper_log(), pids[-1]) else 0
+
     def kill_shim(self) -> None:
         """SIGKILL the shim; the successor is found by the first call."""
         super().kill_shim()
@@ -54,16 +63,5 @@ class KeptBox(ShimBox):
         self.shim_pid = self.info().pid
 
     def close(self) -> None:
-        for pid in self.keeper_pids():
-            os.kill(pid, signal.SIGKILL)  # first: it would raise a successor for the shim that is ended now
-            wait_until(lambda pid=pid: not is_running(pid), what="the keeper to be gone")
+        end_keepers(self.keepers)  # first: one would raise a successor for the shim that is ended now
         super().close()
-
-
-def is_running(pid: int) -> bool:
-    """Whether there is such a process, and no zombie."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False

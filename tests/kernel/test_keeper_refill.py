@@ -1,0 +1,221 @@
+"""The keeper is killed at any time, and protection comes back: living shims get themselves another and refill it."""
+
+import os
+import signal
+
+from tests.support.keeperbox import KeeperBox, is_running, keepers_in
+from tests.support.keptbox import KeptBox
+from tests.support.waiting import wait_until
+from ttrpc.api import shim
+
+SHIM = "shimd.shim.v1.Shim"
+COUNTER = ["sh", "-c", "i=0; while [ ! -e /go ]; do i=$((i+1)); echo $i; usleep 1000; done; exit 42"]
+ECHO = ["sh", "-c", "while read line; do echo got $line; done; exit 42"]
+WAITER = ["sh", "-c", "while [ ! -e /go ]; do usleep 10000; done; exit 42"]
+
+
+def go(box: KeptBox) -> None:
+    with open(os.path.join(box.rootfs, "go"), "w", encoding="ascii"):
+        pass
+
+
+def last_exit(box: KeptBox) -> shim.ExitRecord:
+    return box.events("/tasks/exit")[-1].exit
+
+
+def read(path: str) -> str:
+    with open(path, encoding="utf-8") as file:
+        return file.read()
+
+
+def write_line(box: KeptBox, text: bytes) -> None:
+    attach = box.connect().open_stream(SHIM, "Attach", None)
+    attach.send(shim.AttachInput(open=shim.AttachOpen(stdin=True)))
+    attach.send(shim.AttachInput(stdin=text))
+
+
+# --- killed, and back
+
+
+def test_a_shim_that_lost_its_keeper_gets_another_which_raises_its_successor() -> None:
+    """Log complete, status exact, however often both are killed in turn."""
+    with KeptBox(COUNTER) as box:
+        log = os.path.join(box.folder, "c.log")
+        box.create(stdout=f"log://{log}?format=raw")
+        box.start()
+        pid = box.state().pid
+        for _ in range(3):
+            dead = box.keeper_pid
+            box.kill_keeper()
+            box.wait_refilled(but=dead)
+            before = box.shim_pid
+            box.kill_shim()
+            assert box.shim_pid != before
+            assert box.state().pid == pid
+        go(box)
+
+        assert box.wait().exit_status == 42
+        assert last_exit(box).code == 42
+        lines = [int(line) for line in read(log).split()]
+        assert lines == list(range(1, len(lines) + 1))
+        assert [record.seq for record in box.events("/tasks/exit")] == [1, 2, 3]
+
+
+def test_a_terminals_master_is_in_the_next_keeper() -> None:
+    with KeptBox(ECHO, terminal=True) as box:
+        log = os.path.join(box.folder, "c.log")
+        box.create(stdin="attach:", stdout=f"log://{log}?format=raw")
+        box.start()
+        for word in ("one", "two"):
+            dead = box.keeper_pid
+            box.kill_keeper()
+            box.wait_refilled(but=dead)
+            box.kill_shim()
+            write_line(box, word.encode() + b"\n")
+            wait_until(lambda word=word: f"got {word}" in read(log), what="the echo")  # type: ignore[misc]
+        write_line(box, b"\x04")
+
+        assert box.wait().exit_status == 42
+
+
+def test_an_attached_stdin_is_in_the_next_keeper() -> None:
+    with KeptBox(ECHO) as box:
+        log = os.path.join(box.folder, "c.log")
+        box.create(stdin="attach:", stdout=f"log://{log}?format=raw")
+        box.start()
+        dead = box.keeper_pid
+        box.kill_keeper()
+        box.wait_refilled(but=dead)
+        box.kill_shim()
+        write_line(box, b"one\n")
+        wait_until(lambda: "got one" in read(log), what="the echo")
+        box.kill(9)
+
+        assert box.wait().exit_status == 137
+
+
+def test_a_shim_that_was_started_cold_is_looked_after_once_there_is_a_keeper() -> None:
+    """Also when that one is started later, and by nobody but the shim."""
+    with KeptBox(WAITER) as box:
+        os.mkdir(box.keepers, 0o777)
+        os.chmod(box.keepers, 0o777)
+        box.create()
+        box.start()
+        assert "started without the keeper" in box.read("shim.log")
+        os.chmod(box.keepers, 0o700)
+        box.wait_refilled()
+        box.kill_shim()
+        assert "taking over from shim" in box.read("shim.log")
+        go(box)
+
+        assert box.wait().exit_status == 42
+
+
+# --- both
+
+
+def test_keeper_then_shim_in_quick_succession() -> None:
+    """Nobody may be left who could raise a successor: then `start` does, and the next keeper has its shim."""
+    with KeptBox(WAITER) as box:
+        box.create()
+        box.start()
+        pid = box.state().pid
+        for _ in range(3):
+            dead = box.keeper_pid
+            os.kill(dead, signal.SIGKILL)
+            os.kill(box.shim_pid, signal.SIGKILL)
+            box.disconnect()
+            wait_until(lambda dead=dead: not is_running(dead), what="the keeper to be gone")  # type: ignore[misc]
+            wait_until(lambda: not is_running(box.shim_pid), what="the shim to be gone")
+            box.launch()
+            box.find_shim()
+            assert box.state().pid == pid
+        go(box)
+
+        assert box.wait().exit_status == 42
+
+
+def test_shim_then_keeper_in_quick_succession() -> None:
+    """The successor may be forked, half-way or not begun when its keeper dies."""
+    with KeptBox(WAITER) as box:
+        box.create()
+        box.start()
+        pid = box.state().pid
+        for _ in range(3):
+            dead, before = box.keeper_pid, box.shim_pid
+            os.kill(before, signal.SIGKILL)
+            os.kill(dead, signal.SIGKILL)
+            box.disconnect()
+            wait_until(lambda dead=dead: not is_running(dead), what="the keeper to be gone")  # type: ignore[misc]
+            wait_until(lambda before=before: not is_running(before), what="the shim to be gone")  # type: ignore[misc]
+            successor = int(box.read("shim.pid"))
+            if successor == before or not is_running(successor):
+                box.launch()
+            box.find_shim()
+            assert box.state().pid == pid
+            wait_until(lambda: box.keeper_pids(), what="a keeper")
+        go(box)
+
+        assert box.wait().exit_status == 42
+
+
+# --- many
+
+
+def test_keeper_killed_fifty_times_in_a_row() -> None:
+    times = int(os.environ.get("SHIMD_KEEPER_KILLS", "50"))
+    with KeeperBox() as keeper, keeper.shim(WAITER) as box:
+        box.create()
+        box.start()
+        bundles = [keeper.bundle(f"c{number}") for number in range(4)]
+        for bundle in bundles:
+            bundle.start()
+        shims = [box.shim_pid, *(bundle.shim_pid for bundle in bundles)]
+        fds = [len(os.listdir(f"/proc/{pid}/fd")) for pid in shims]
+        for _ in range(times):
+            dead = keeper.pid
+            keeper.kill()
+            keeper.wait_refilled(*shims, but=dead)
+        assert len(keeper.pids()) == times + 1
+        assert [len(os.listdir(f"/proc/{pid}/fd")) for pid in shims] == fds
+        os.kill(box.shim_pid, signal.SIGKILL)
+        box.disconnect()
+        box.shim_pid = box.info().pid
+        assert box.shim_pid not in shims
+        go(box)
+
+        assert box.wait().exit_status == 42
+
+
+def test_twenty_shims_lose_their_keeper_at_once_and_start_one() -> None:
+    with KeeperBox() as keeper:
+        bundles = [keeper.bundle(f"c{number}") for number in range(20)]
+        for bundle in bundles:
+            bundle.start()
+        shims = [bundle.shim_pid for bundle in bundles]
+        first = keeper.pid
+        keeper.kill()
+        second = keeper.wait_refilled(*shims, but=first)
+
+        assert keeper.pids() == [first, second]
+        assert keepers_in(keeper.directory) == [second]
+        assert [bundle.info().pid for bundle in bundles] == shims
+
+
+# --- rules
+
+
+def test_a_shim_that_ended_in_order_has_no_successor_in_the_next_keeper() -> None:
+    with KeptBox(WAITER) as box:
+        box.create()
+        box.start()
+        dead = box.keeper_pid
+        box.kill_keeper()
+        box.wait_refilled(but=dead)
+        go(box)
+        assert box.wait().exit_status == 42
+        box.delete()
+        box.shutdown()
+        box.wait_for_shim_end()
+
+        assert "raising a successor" not in box.keeper_log()
