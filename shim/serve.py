@@ -145,10 +145,15 @@ class Shim:
         self.loop.call_later(IDLE_S, self._end_when_idle)
         log.info(f"serving version={VERSION} pid={os.getpid()} namespace={params.namespace}")
         self._begin(earlier)
-        if link.lock_fd >= 0:
-            self.parts.spares.hold(LOCK, link.lock_fd, is_known=True)
-        self.parts.spares.hold(LISTENER, listener_fd, is_known=True)
-        self.rejoin = Rejoin(self.loop, params, self.parts.spares, log, listener_fd, link.lock_fd)
+        self.rejoin = self._stay_kept(listener_fd, link.lock_fd)
+
+    def _stay_kept(self, listener_fd: int, lock_fd: int) -> Rejoin:
+        """Have every keeper hold what makes us this container's shim, and another one looked for when it is gone."""
+        spares = self.parts.spares
+        if lock_fd >= 0:
+            spares.hold(LOCK, lock_fd, is_known=True)
+        spares.hold(LISTENER, listener_fd, is_known=True)
+        return Rejoin(self.loop, self.params, spares, self.log, listener_fd, lock_fd)
 
     def _begin(self, earlier: "dict[str, Any] | None") -> None:
         """Take over what an earlier shim left, if that is anything."""

@@ -171,6 +171,7 @@ def test_keeper_killed_fifty_times_in_a_row() -> None:
         for bundle in bundles:
             bundle.start()
         shims = [box.shim_pid, *(bundle.shim_pid for bundle in bundles)]
+        assert [bundle.info().pid for bundle in bundles] == shims[1:]
         fds = [len(os.listdir(f"/proc/{pid}/fd")) for pid in shims]
         for _ in range(times):
             dead = keeper.pid
