@@ -5,6 +5,7 @@ with KeeperBox() as keeper, keeper.shim() as box:
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -239,6 +240,10 @@ def end_keepers(directory: str, signum: int = signal.SIGKILL) -> None:
     """End every keeper that has its socket there, and have none start any more: shims without one would do that."""
     if os.path.isdir(directory):
         os.chmod(directory, 0o777)  # others could write there now: no keeper takes that
+        for name in os.listdir(directory):
+            if name.endswith(".lock"):
+                with open(os.path.join(directory, name), "rb") as lock:
+                    fcntl.flock(lock, fcntl.LOCK_EX)  # who was about to start one has done it
     while pids := keepers_in(directory):
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
