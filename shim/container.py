@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from shim.parts import Parts
+    from shim.restarting import Restart
     from shim.stdio import Stdio, StdioRequest
     from shim.steps import Handler
     from ttrpc.api.runc import Options
@@ -61,6 +62,7 @@ class Container:
         self.oom: Any = None
         self.oom_count = 0
         self.oom_at: float | None = None
+        self.restart: Restart | None = None  # once a policy was set
 
     @property
     def state(self) -> str:
@@ -120,9 +122,8 @@ class Container:
 
     # --- the pin
 
-    def pin(self) -> "Handler":
+    def pin(self, init: Process) -> "Handler":
         """Have the kernel keep init's exit status for whoever comes, should all of us be killed. Linux 6.15."""
-        init = self.init
         if init.pidfd is None or not init.inode or not pidfds.keeps_exit_status():
             return
         path = pins.pin_path(self.parts.params.socket_path, init.pid, init.inode)
@@ -138,8 +139,8 @@ class Container:
         except OSError as error:
             self.parts.log.warning(f"its exit status is not pinned: {error}")
 
-    def unpin(self) -> None:
-        path = pins.pin_path(self.parts.params.socket_path, self.init.pid, self.init.inode)
+    def unpin(self, init: Process) -> None:
+        path = pins.pin_path(self.parts.params.socket_path, init.pid, init.inode)
         try:
             if not self.parts.spares.unpin(path):
                 self.parts.unpin(path)
@@ -226,7 +227,10 @@ class Container:
 
     def kill(self, process: Process, signum: int, everyone: bool) -> "Handler":
         """Signal a process, or with ``everyone`` (of init only) all of the container. Raises: see Process.signal."""
-        if process.lifecycle.state == STOPPED and not (everyone and process is self.init):
+        is_over = process.lifecycle.state == STOPPED
+        if is_over and signum and process is self.init and self.restart is not None and self.restart.cancel():
+            return
+        if is_over and not (everyone and process is self.init):
             raise not_found("process already finished")
         if everyone and process is self.init:
             if not process.reaped:  # else it is about whoever is left behind
@@ -323,6 +327,8 @@ class Container:
         init = self.find("")
         if self.state in (RUNNING, PAUSED) and not init.reaped:
             raise unknown(f"cannot delete a {self.state} process")
+        if self.restart is not None:
+            self.restart.cancel(for_good=True)
         if self.state == CREATED and not init.reaped:
             init.signal(signal.SIGKILL)
         try:
@@ -337,7 +343,7 @@ class Container:
         yield from self.lock.acquire()
         try:
             self.find("")
-            yield from self._run_delete()
+            yield from self.run_delete()
             self._release()
             init.lifecycle.record("deleted")
         finally:
@@ -348,7 +354,8 @@ class Container:
         save_and_tell(self, "/tasks/delete", deleted)
         return init
 
-    def _run_delete(self) -> "Handler":
+    def run_delete(self) -> "Handler":
+        """Have runc forget the container; that it knows of none is fine. Raises: UNKNOWN with runc's words."""
         for arguments in (("delete", self.id), ("delete", "--force", self.id)):
             try:
                 yield from self.runc.call(self.parts.reaper, "delete", *arguments, deadline_s=runc.DELETE_S)

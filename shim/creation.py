@@ -12,10 +12,12 @@ from ttrpc.errors import StatusError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any
 
+    from shim.bundle import Bundle
     from shim.container import Container
+    from shim.process import Process
     from shim.stdio import Stdio
     from shim.steps import Handler
     from ttrpc.api.events import TaskCreate
@@ -47,7 +49,7 @@ def create(container: "Container", request: "CreateTaskRequest") -> "Handler":
         stdio = container.open_stdio(container.init)
         yield from stdio.prepare()
         has_run = True
-        yield from _run(container, stdio, request)
+        yield from bring_up(container, container.init, stdio, request.rootfs)
     except Exception as error:
         yield from undo(container, has_run)
         if isinstance(error, OSError):
@@ -66,8 +68,18 @@ def check_unused(container: "Container") -> None:
         raise already_exists(f"the runtime has a container {container.id} already ({path}): delete that first")
 
 
-def _run(container: "Container", stdio: "Stdio", request: "CreateTaskRequest") -> "Handler":
-    parts, init, pid_file = container.parts, container.init, container.parts.bundle.file("init.pid")
+def bring_up(
+    container: "Container",
+    init: "Process",
+    stdio: "Stdio",
+    rootfs: "Sequence[Any]",
+    born: "Callable[[], None]" = lambda: None,
+) -> "Handler":
+    """`runc create`: init is there, ours, pinned, and told. ``born`` is called before anybody is told.
+
+    Raises: UNKNOWN with runc's words; INTERNAL when it left no process.
+    """
+    parts, pid_file = container.parts, container.parts.bundle.file("init.pid")
     parts.reaper.hold()
     try:
         arguments = create_arguments(container.options, parts.bundle.path, pid_file, stdio.console_socket)
@@ -75,10 +87,11 @@ def _run(container: "Container", stdio: "Stdio", request: "CreateTaskRequest") -
             parts.reaper, "create", *arguments, container.id, deadline_s=runc.CREATE_S, stdio=stdio.child_ends()
         )
         ended = yield from container.adopt(init, pid_file)
-        yield from container.pin()
+        yield from container.pin(init)
+        born()
         container.watch_cgroup()
         init.lifecycle.record("created")
-        save_and_tell(container, "/tasks/create", created_event(container, request.rootfs))
+        save_and_tell(container, "/tasks/create", created_event(container, rootfs))
         ended.subscribe(lambda status: on_exit(container, init, status))
     finally:
         parts.reaper.release()
@@ -106,13 +119,21 @@ def undo(container: "Container", has_run: bool) -> "Handler":
             if not runc.is_gone(error):
                 parts.log.warning(f"undoing a failed create: {error}")
     container.init.close(parts)
-    container.unpin()
+    container.unpin(container.init)
     container.forget_cgroup()
     container.unmount()
     parts.exits.forget("")
     for name in ("init.pid", "state.json"):
         remove(parts.bundle.file(name))
     container.init.lifecycle.record("create_failed")
+
+
+def recorded_pid(bundle: "Bundle", name: str = "init.pid") -> int:
+    """The pid runc wrote into a pid file; 0 when it wrote none."""
+    try:
+        return bundle.read_pid(bundle.file(name))
+    except (OSError, ValueError):
+        return 0
 
 
 def _write_options(container: "Container") -> None:

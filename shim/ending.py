@@ -131,9 +131,11 @@ def _tell(container: "Container", process: "Process", record: Exit) -> None:
     if not process.told.fired:  # else deleted meanwhile: its waiters have been told so
         process.told.fire(record)
     if process is container.init:
-        container.unpin()  # what it keeps is on disk now
+        container.unpin(process)  # what it keeps is on disk now
     if record.source == SOURCE_KEEPER:
         remove(keeper_exits.note_path(container.parts.bundle.path, record.pid))
+    if process is container.init and container.restart is not None:
+        container.restart.ended()
 
 
 def _end_others(container: "Container", process: "Process") -> "Handler":

@@ -80,6 +80,19 @@ class Process:
         self.inode = pidfds.inode(self.pidfd) if self.pidfd is not None else 0
         return ended
 
+    def identify(self, pid: int) -> bool:
+        """Take a pid that only a pid file names; False when there is no such process."""
+        pidfd = kernel.open_pidfd(pid)
+        if pidfd is None:
+            return False
+        try:
+            self.start_ticks = kernel.start_ticks(pid)
+        except ProcessLookupError:
+            os.close(pidfd)
+            return False
+        self.pidfd, self.inode, self.pid = pidfd, pidfds.inode(pidfd), pid
+        return True
+
     def _mark_reaped(self, _status: int) -> None:
         self.reaped = True  # from here on the pid is anybody's
 

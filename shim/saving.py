@@ -70,6 +70,8 @@ def save(container: "Container", telling: "dict[str, Any] | None" = None) -> Non
         "telling": telling,
         "init": container.init.snapshot(),
     }
+    if container.restart is not None:
+        state["restart"] = container.restart.snapshot()
     _write(container, "state.json", state)
 
 

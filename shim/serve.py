@@ -291,8 +291,9 @@ class Shim:
 
     def _asked_to_end(self, name: str) -> None:
         container = self.tasks.container
-        if container is not None and container.state not in (STOPPED, DELETED):
-            self.log.warning(f"{name} is ignored: the container is {container.state}")
+        is_coming_back = container is not None and container.restart is not None and container.restart.is_planned
+        if container is not None and (is_coming_back or container.state not in (STOPPED, DELETED)):
+            self.log.warning(f"{name} is ignored: the container is {container.state}, coming back: {is_coming_back}")
             return
         self.log.info(f"{name}: ending")
         self.finish()

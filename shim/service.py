@@ -61,7 +61,10 @@ class TaskService:
         """What has to happen before this call can be answered."""
         if self.restoring is not None:
             return None if call.method.name in DURING_TAKEOVER else self.restoring
-        if call.service in SERVICES and call.method.name not in DURING_CREATE:
+        name, restart = call.method.name, self.container.restart if self.container is not None else None
+        if restart is not None and restart.under_way is not None and name not in DURING_CREATE + DURING_TAKEOVER:
+            return restart.under_way
+        if call.service in SERVICES and name not in DURING_CREATE:
             return self.creating
         return None
 

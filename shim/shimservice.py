@@ -62,6 +62,9 @@ class ShimService:
             unwritten_records=parts.journal.pending,
             dropped_records=parts.journal.dropped,
         )
+        reply.features.append("restart")
+        if container is not None and container.restart is not None:
+            reply.restart.CopyFrom(container.restart.message())
         if container is not None:
             reply.runtime = find_binary(container.runc.binary, parts.params.environment.get("PATH", ""))
         return reply
@@ -84,6 +87,18 @@ class ShimService:
         if self._tasks.container is not None:
             execs.forget_surplus(self._tasks.container, journal.acked_seq)
         return wkt.Empty()
+
+    def SetRestart(self, request: "shim.SetRestartRequest", _call: "ServerCall") -> "shim.RestartState":
+        container = self._tasks.find("")
+        container.find("")
+        from shim import restarting  # no shim without a policy has it in memory
+
+        is_first = container.restart is None
+        restart = container.restart or restarting.Restart(container)
+        restarting.check(request)
+        container.restart = restart
+        restart.set(request, is_first=is_first)
+        return restart.message()
 
     def Exits(self, _request: "shim.ExitsRequest", _call: "ServerCall") -> "shim.ExitsResponse":
         found = [process.exit for process in self._processes() if process.exit is not None]

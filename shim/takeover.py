@@ -5,10 +5,9 @@ settled by facts; what ended meanwhile has the status that the keeper noted, or 
 """
 
 import json
-import os
 import time
 
-from shim import creation, execs, kernel, pidfds
+from shim import creation, execs
 from shim.bundle import read_file
 from shim.container import Container
 from shim.ending import exit_event
@@ -44,11 +43,15 @@ def begin(tasks: "TaskService", state: "dict[str, Any]") -> "Handler":
     programs = {process.log_program[0] for process in container.processes() if process.log_program is not None}
     yield from wait_for_runtimes(parts, int(state["shim_pid"]), programs)
     retell(container, state)
+    if container.restart is not None:
+        yield from container.restart.settle_create()
     if container.state == CREATING and not (yield from _settle_create(container)):
         tasks.container = None
     else:
         yield from _settle(container)
     parts.spares.settle()
+    if tasks.container is not None and container.restart is not None:
+        container.restart.resume()
     tasks.restoring = None
     restoring.fire()
 
@@ -65,6 +68,10 @@ def restore(parts: "Parts", state: "dict[str, Any]") -> Container:
     container.mounted = bool(state["mounted"])
     container.oom_count = int(state["oom_count"])
     read_process(container.init, state["init"])
+    if state.get("restart"):
+        from shim import restarting  # only where a policy was set
+
+        container.restart = restarting.read(container, state["restart"])
     for snapshot in read_exec_states(parts.bundle):
         process = Process(snapshot["exec_id"], read_request(snapshot))
         if snapshot["state"] == STOPPED and _read_exit(parts, process.exec_id) is None:
@@ -140,11 +147,11 @@ def _settle_create(container: Container) -> "Handler":
     """Take what `runc create` left for created if it got so far, else undo it. False: there is no container."""
     init, parts = container.init, container.parts
     status = yield from container.runc.status(parts.reaper)
-    pid = _recorded_pid(container, "init.pid")
-    if status == "created" and pid and _identify(init, pid) and not init.request.terminal:
+    pid = creation.recorded_pid(parts.bundle)
+    if status == "created" and pid and init.identify(pid) and not init.request.terminal:
         init.lifecycle.record("created")
         parts.log.info(f"its create was under way, and was done: pid {pid}")
-        yield from container.pin()
+        yield from container.pin(init)
         save_and_tell(container, "/tasks/create", creation.created_event(container, []))
         return True
     parts.log.info(f"its create was under way and is undone; the runtime says {status or 'nothing'}")
@@ -160,28 +167,6 @@ def _is_member(container: Container, pid: int) -> bool:
         return False
 
 
-def _recorded_pid(container: Container, name: str) -> int:
-    try:
-        return container.parts.bundle.read_pid(container.parts.bundle.file(name))
-    except (OSError, ValueError):
-        return 0
-
-
-def _identify(process: Process, pid: int) -> bool:
-    """Take a pid that only a pid file names; False when there is no such process."""
-    pidfd = kernel.open_pidfd(pid)
-    if pidfd is None:
-        return False
-    try:
-        process.start_ticks = kernel.start_ticks(pid)
-    except ProcessLookupError:
-        os.close(pidfd)
-        return False
-    process.pidfd, process.inode = pidfd, pidfds.inode(pidfd)
-    process.pid = pid
-    return True
-
-
 # --- a container
 
 
@@ -195,7 +180,8 @@ def _settle(container: Container) -> "Handler":
     processes = container.processes()
     for process in processes:
         process.starting = Signal()
-        _reopen(container, process)
+        if container.restart is None or not container.restart.is_between_runs:
+            _reopen(container, process)
     for process in processes:
         if process.pid and not process.reaped:
             watch(container, process)
@@ -211,7 +197,7 @@ def _settle(container: Container) -> "Handler":
                 process.stdio.exited(process.exit.to_message())
             process.told.fire(process.exit)
     if init.exit is not None:
-        container.unpin()
+        container.unpin(init)
     save(container)
 
 
@@ -257,10 +243,10 @@ def _find_begun(container: Container, process: Process) -> None:
     """
     if process.lifecycle.state != CREATED or process.exit is not None:
         return
-    pid = _recorded_pid(container, f"execs/{process.exec_id}.pid")
+    pid = creation.recorded_pid(container.parts.bundle, f"execs/{process.exec_id}.pid")
     if not pid:
         return
-    if not (_is_member(container, pid) and _identify(process, pid)):
+    if not (_is_member(container, pid) and process.identify(pid)):
         process.pid = pid  # it is over, and its start time nobody knows
     process.started_at_ns = time.time_ns()
     process.lifecycle.record("started")

@@ -94,9 +94,8 @@ class Restarter:
             ran_for_s=_ran_for_s(record) if not handle.failed_at_ns else 0.0,
             restarts=handle.row.restarts,
             streak=handle.row.streak,
-            is_after_reboot=handle.is_after_reboot,
         )
-        return restart.decide(container.labels, ended, self._backoff)
+        return restart.decide(container.labels, ended, self._backoff, is_after_reboot=handle.is_after_reboot)
 
     def _exit(self, handle: Handle) -> "ExitRecord":
         row = handle.row

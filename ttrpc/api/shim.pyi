@@ -69,7 +69,7 @@ class InfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class InfoResponse(_message.Message):
-    __slots__ = ("version", "pid", "namespace", "container_id", "bundle", "incarnation", "journal_seq", "acked_seq", "started_at", "log_bytes", "dropped_bytes", "attached", "processes", "runtime", "unwritten_exits", "unwritten_records", "dropped_records")
+    __slots__ = ("version", "pid", "namespace", "container_id", "bundle", "incarnation", "journal_seq", "acked_seq", "started_at", "log_bytes", "dropped_bytes", "attached", "processes", "runtime", "unwritten_exits", "unwritten_records", "dropped_records", "features", "restart")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
@@ -87,6 +87,8 @@ class InfoResponse(_message.Message):
     UNWRITTEN_EXITS_FIELD_NUMBER: _ClassVar[int]
     UNWRITTEN_RECORDS_FIELD_NUMBER: _ClassVar[int]
     DROPPED_RECORDS_FIELD_NUMBER: _ClassVar[int]
+    FEATURES_FIELD_NUMBER: _ClassVar[int]
+    RESTART_FIELD_NUMBER: _ClassVar[int]
     version: str
     pid: int
     namespace: str
@@ -104,7 +106,77 @@ class InfoResponse(_message.Message):
     unwritten_exits: int
     unwritten_records: int
     dropped_records: int
-    def __init__(self, version: _Optional[str] = ..., pid: _Optional[int] = ..., namespace: _Optional[str] = ..., container_id: _Optional[str] = ..., bundle: _Optional[str] = ..., incarnation: _Optional[str] = ..., journal_seq: _Optional[int] = ..., acked_seq: _Optional[int] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping[str, object]]] = ..., log_bytes: _Optional[int] = ..., dropped_bytes: _Optional[int] = ..., attached: _Optional[int] = ..., processes: _Optional[int] = ..., runtime: _Optional[str] = ..., unwritten_exits: _Optional[int] = ..., unwritten_records: _Optional[int] = ..., dropped_records: _Optional[int] = ...) -> None: ...
+    features: _containers.RepeatedScalarFieldContainer[str]
+    restart: RestartState
+    def __init__(self, version: _Optional[str] = ..., pid: _Optional[int] = ..., namespace: _Optional[str] = ..., container_id: _Optional[str] = ..., bundle: _Optional[str] = ..., incarnation: _Optional[str] = ..., journal_seq: _Optional[int] = ..., acked_seq: _Optional[int] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping[str, object]]] = ..., log_bytes: _Optional[int] = ..., dropped_bytes: _Optional[int] = ..., attached: _Optional[int] = ..., processes: _Optional[int] = ..., runtime: _Optional[str] = ..., unwritten_exits: _Optional[int] = ..., unwritten_records: _Optional[int] = ..., dropped_records: _Optional[int] = ..., features: _Optional[_Iterable[str]] = ..., restart: _Optional[_Union[RestartState, _Mapping[str, object]]] = ...) -> None: ...
+
+class SetRestartRequest(_message.Message):
+    __slots__ = ("policy", "max_restarts", "stopped", "first_pause_ms", "longest_pause_ms", "reset_after_ms", "budget", "earlier_restarts", "earlier_in_a_row")
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    MAX_RESTARTS_FIELD_NUMBER: _ClassVar[int]
+    STOPPED_FIELD_NUMBER: _ClassVar[int]
+    FIRST_PAUSE_MS_FIELD_NUMBER: _ClassVar[int]
+    LONGEST_PAUSE_MS_FIELD_NUMBER: _ClassVar[int]
+    RESET_AFTER_MS_FIELD_NUMBER: _ClassVar[int]
+    BUDGET_FIELD_NUMBER: _ClassVar[int]
+    EARLIER_RESTARTS_FIELD_NUMBER: _ClassVar[int]
+    EARLIER_IN_A_ROW_FIELD_NUMBER: _ClassVar[int]
+    policy: str
+    max_restarts: int
+    stopped: bool
+    first_pause_ms: int
+    longest_pause_ms: int
+    reset_after_ms: int
+    budget: int
+    earlier_restarts: int
+    earlier_in_a_row: int
+    def __init__(self, policy: _Optional[str] = ..., max_restarts: _Optional[int] = ..., stopped: _Optional[bool] = ..., first_pause_ms: _Optional[int] = ..., longest_pause_ms: _Optional[int] = ..., reset_after_ms: _Optional[int] = ..., budget: _Optional[int] = ..., earlier_restarts: _Optional[int] = ..., earlier_in_a_row: _Optional[int] = ...) -> None: ...
+
+class RestartState(_message.Message):
+    __slots__ = ("policy", "max_restarts", "stopped", "restarts", "in_a_row", "next_at", "reason")
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    MAX_RESTARTS_FIELD_NUMBER: _ClassVar[int]
+    STOPPED_FIELD_NUMBER: _ClassVar[int]
+    RESTARTS_FIELD_NUMBER: _ClassVar[int]
+    IN_A_ROW_FIELD_NUMBER: _ClassVar[int]
+    NEXT_AT_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    policy: str
+    max_restarts: int
+    stopped: bool
+    restarts: int
+    in_a_row: int
+    next_at: _timestamp_pb2.Timestamp
+    reason: str
+    def __init__(self, policy: _Optional[str] = ..., max_restarts: _Optional[int] = ..., stopped: _Optional[bool] = ..., restarts: _Optional[int] = ..., in_a_row: _Optional[int] = ..., next_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping[str, object]]] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class Restarting(_message.Message):
+    __slots__ = ("container_id", "restart", "in_a_row", "pause_ms", "at", "reason")
+    CONTAINER_ID_FIELD_NUMBER: _ClassVar[int]
+    RESTART_FIELD_NUMBER: _ClassVar[int]
+    IN_A_ROW_FIELD_NUMBER: _ClassVar[int]
+    PAUSE_MS_FIELD_NUMBER: _ClassVar[int]
+    AT_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    container_id: str
+    restart: int
+    in_a_row: int
+    pause_ms: int
+    at: _timestamp_pb2.Timestamp
+    reason: str
+    def __init__(self, container_id: _Optional[str] = ..., restart: _Optional[int] = ..., in_a_row: _Optional[int] = ..., pause_ms: _Optional[int] = ..., at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping[str, object]]] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class RestartGaveUp(_message.Message):
+    __slots__ = ("container_id", "restarts", "reason", "by_user")
+    CONTAINER_ID_FIELD_NUMBER: _ClassVar[int]
+    RESTARTS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    BY_USER_FIELD_NUMBER: _ClassVar[int]
+    container_id: str
+    restarts: int
+    reason: str
+    by_user: bool
+    def __init__(self, container_id: _Optional[str] = ..., restarts: _Optional[int] = ..., reason: _Optional[str] = ..., by_user: _Optional[bool] = ...) -> None: ...
 
 class FollowRequest(_message.Message):
     __slots__ = ("after_seq",)

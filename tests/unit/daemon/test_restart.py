@@ -17,38 +17,37 @@ def labels(policy: str, *, stopped: bool = False, status: str = "running") -> di
     return made
 
 
-def ended(
-    status: int | None = 1, *, ran_for_s: float = 1.0, restarts: int = 0, streak: int = 0, rebooted: bool = False
-) -> Ended:
-    return Ended(status, ran_for_s, restarts, streak, rebooted)
+def ended(status: int | None = 1, *, ran_for_s: float = 1.0, restarts: int = 0, streak: int = 0) -> Ended:
+    return Ended(status, ran_for_s, restarts, streak)
 
 
 @pytest.mark.parametrize(
-    ("policy", "stopped", "task", "restarts"),
+    ("policy", "stopped", "task", "rebooted", "restarts"),
     [
-        ("no", False, ended(1), False),
-        ("always", False, ended(0), True),
-        ("", False, ended(0), True),  # containerd: a status without a policy means always
-        ("unless-stopped", False, ended(0), True),
-        ("on-failure", False, ended(0), False),
-        ("on-failure", False, ended(137), True),
-        ("on-failure", False, ended(None), True),  # nobody knows how it ended: not a success
-        ("on-failure:3", False, ended(1, restarts=2), True),
-        ("on-failure:3", False, ended(1, restarts=3), False),
-        ("on-failure:0", False, ended(1, restarts=99), True),
+        ("no", False, ended(1), False, False),
+        ("always", False, ended(0), False, True),
+        ("", False, ended(0), False, True),  # containerd: a status without a policy means always
+        ("unless-stopped", False, ended(0), False, True),
+        ("on-failure", False, ended(0), False, False),
+        ("on-failure", False, ended(137), False, True),
+        ("on-failure", False, ended(None), False, True),  # nobody knows how it ended: not a success
+        ("on-failure:3", False, ended(1, restarts=2), False, True),
+        ("on-failure:3", False, ended(1, restarts=3), False, False),
+        ("on-failure:0", False, ended(1, restarts=99), False, True),
         # the user stopped it
-        ("always", True, ended(143), False),
-        ("unless-stopped", True, ended(143), False),
-        ("on-failure", True, ended(143), False),
+        ("always", True, ended(143), False, False),
+        ("unless-stopped", True, ended(143), False, False),
+        ("on-failure", True, ended(143), False, False),
         # … and then the machine was restarted
-        ("always", True, ended(143, rebooted=True), True),
-        ("unless-stopped", True, ended(143, rebooted=True), False),
-        ("unless-stopped", False, ended(None, rebooted=True), True),
+        ("always", True, ended(143), True, True),
+        ("unless-stopped", True, ended(143), True, False),
+        ("unless-stopped", False, ended(None), True, True),
     ],
 )
-def test_policies(policy: str, stopped: bool, task: Ended, restarts: bool) -> None:
+def test_policies(policy: str, stopped: bool, task: Ended, rebooted: bool, restarts: bool) -> None:
     """Who comes back, and who does not."""
-    assert (decide(labels(policy, stopped=stopped), task, BACKOFF).pause_s is not None) is restarts
+    decision = decide(labels(policy, stopped=stopped), task, BACKOFF, is_after_reboot=rebooted)
+    assert (decision.pause_s is not None) is restarts
 
 
 def test_without_the_status_label_nothing_comes_back() -> None:
