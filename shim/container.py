@@ -187,7 +187,7 @@ class Container:
         Raises: UNKNOWN in the wrong state, or with runc's words.
         """
         init = self.find("")
-        if self.state != CREATED or init.starting is not None:
+        if self.state != CREATED or init.starting is not None or init.reaped:
             raise unknown(f"cannot start a {self._word(init)} process")
         starting = init.starting = Signal()
         try:
@@ -219,9 +219,9 @@ class Container:
 
     def _word(self, process: Process) -> str:
         """The state as an error names it; a process that runs or is about to is `running`."""
-        return (
-            "running" if process.starting is not None or process.lifecycle.state == PAUSED else process.lifecycle.state
-        )
+        if process.reaped:
+            return STOPPED
+        return RUNNING if process.starting is not None or process.lifecycle.state == PAUSED else process.lifecycle.state
 
     # --- while it runs
 

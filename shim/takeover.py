@@ -219,11 +219,9 @@ def _reopen(container: Container, process: Process) -> None:
 def _settle_init(container: Container) -> "Handler":
     """What the runtime says its state is now; a start, pause or resume that was under way may have been done."""
     init = container.init
-    if init.reaped:
-        is_begun = init.exit is None and container.state == CREATED and container.runc.was_started()
-        status = "running" if is_begun else ""
-    else:
-        status = yield from container.runc.status(container.parts.reaper)
+    status = "" if init.reaped else (yield from container.runc.status(container.parts.reaper))
+    if status in ("", "stopped") and init.exit is None and container.state == CREATED and container.runc.was_started():
+        status = "running"  # over by now, which is told after its start
     if container.state == CREATED and status in ("running", "paused"):
         init.started_at_ns = time.time_ns()
         init.lifecycle.record("started")

@@ -2,15 +2,15 @@
 
 import json
 import os
-import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from tests.support.keptbox import KeptBox
 from tests.support.shimbox import SHIM, ShimBox
 from tests.support.waiting import wait_until
-from ttrpc.api import shim
+from ttrpc.api import runc, shim
 from ttrpc.errors import StatusError
 from ttrpc.status import Code
 
@@ -224,42 +224,55 @@ def wrapped_runc(box: ShimBox, verb: str, *, after: bool) -> str:
     return path
 
 
-@pytest.mark.parametrize("verb", ["delete", "create", "start"])
 @pytest.mark.parametrize("after", [False, True])
-def test_a_shim_killed_in_the_middle_of_a_restart_is_followed_exactly(box: ShimBox, verb: str, after: bool) -> None:
+@pytest.mark.parametrize(
+    ("kind", "verb"), [(KeptBox, "delete"), (KeptBox, "create"), (KeptBox, "start"), (ShimBox, "create")]
+)
+def test_a_shim_killed_in_the_middle_of_a_restart_is_followed_exactly(
+    kind: type[ShimBox], verb: str, after: bool
+) -> None:
     """Whatever was under way: one exit for each run, no run twice, the counts as if nothing had been."""
-    from ttrpc.api import runc
+    with kind(FAILING) as box:
+        options = runc.Options(root=box.runc_root, binary_name=wrapped_runc(box, verb, after=after))
+        box.create(stdout=f"log://{box.folder}/log?format=raw", options=options)
+        set_restart(box, "on-failure", first_ms=500, max_restarts=2)
+        box.start()
+        box.wait()
+        arm(box)
+        box.wait_for_shim_end()
+        box.disconnect()
+        raise_successor(box)
+        records = box.events("/shimd/restart-gave-up")
 
-    options = runc.Options(root=box.runc_root, binary_name=wrapped_runc(box, verb, after=after))
-    box.create(stdout=f"log://{box.folder}/log?format=raw", options=options)
-    set_restart(box, "on-failure", first_ms=500, max_restarts=2)
-    box.start()
-    box.wait()
+        last = ["create.2", "start.2", "exit.2", "restart-gave-up.2"]
+        assert story(records) == [*life(0), *life(1), *last]
+        assert [record.exit.code for record in records if record.HasField("exit")] == [3, 3, 3]
+        assert log_lines(box) == ["run 1", "run 2", "run 3"]
+        assert box.info().restart.restarts == 2
+        assert box.delete().exit_status == 3
+
+
+def arm(box: ShimBox) -> None:
     with open(os.path.join(box.folder, "armed"), "w", encoding="utf-8"):
         pass
-    box.wait_for_shim_end()
-    box.disconnect()
-    box.launch()
-    records = box.events("/shimd/restart-gave-up")
-
-    last = ["create.2", "start.2", "exit.2", "restart-gave-up.2"]
-    assert story(records) == [*life(0), *life(1), *last]
-    assert [record.exit.code for record in records if record.HasField("exit")] == [3, 3, 3]
-    assert log_lines(box) == ["run 1", "run 2", "run 3"]
-    assert box.info().restart.restarts == 2
-    assert box.delete().exit_status == 3
 
 
-def test_shims_killed_at_any_moment_lose_and_double_nothing(box: ShimBox) -> None:
+def raise_successor(box: ShimBox) -> None:
+    if isinstance(box, KeptBox):
+        box.find_shim()
+    else:
+        box.launch()
+
+
+def test_shims_killed_at_any_moment_lose_and_double_nothing() -> None:
     """Kill after kill while it fails and fails."""
-    begin(box, "on-failure", first_ms=20, max_restarts=6, reset_after_ms=1)
-    for _ in range(8):
-        wait_until(lambda: box.is_shim_alive(), what="the shim")
-        box.replace_shim()
-        box.info()
-    records = box.events("/shimd/restart-gave-up", timeout_s=60)
+    with KeptBox(FAILING) as box:
+        begin(box, "on-failure", first_ms=20, max_restarts=6, reset_after_ms=1)
+        for _ in range(8):
+            box.kill_shim()
+        records = box.events("/shimd/restart-gave-up", timeout_s=60)
 
-    runs = [int(record.incarnation.partition(".")[2] or 0) for record in records if record.topic == "/tasks/exit"]
-    assert runs == list(range(7))
-    assert [int(re.sub(r"\D", "", line)) for line in log_lines(box)] == list(range(1, 8))
-    assert story(records)[-1] == "restart-gave-up.6"
+        runs = [int(record.incarnation.partition(".")[2] or 0) for record in records if record.topic == "/tasks/exit"]
+        assert runs == list(range(7))
+        assert log_lines(box) == [f"run {number}" for number in range(1, 8)]
+        assert story(records)[-1] == "restart-gave-up.6"
