@@ -64,7 +64,7 @@ class Restart:
     # --- what is asked
 
     def set(self, request: "SetRestartRequest", *, is_first: bool) -> None:
-        """Take new terms, which were checked, and decide anew about a container that has ended."""
+        """Take new terms, which were checked. They bear on the plan there is, and if so asked on an end that was left."""
         self.policy = Policy(request.policy, request.max_restarts)
         self.is_stopped = request.stopped
         self.backoff = Backoff(
@@ -75,7 +75,7 @@ class Restart:
         )
         if is_first:
             self.restarts, self.in_a_row = request.earlier_restarts, request.earlier_in_a_row
-        if self.container.state == STOPPED and self.container.init.told.fired:
+        if self.container.state == STOPPED and self.container.init.told.fired and (request.decide_now or self.due_ns):
             self._consider()
         save(self.container)
 

@@ -136,6 +136,8 @@ def test_a_wish_to_stop_ends_it_and_its_opposite_brings_it_back(box: ShimBox) ->
     set_restart(box, stopped=True)
     assert not is_waiting(box)
     set_restart(box, first_ms=1)
+    assert not is_waiting(box), "an end that was left stays left"
+    set_restart(box, first_ms=1, decide_now=True)
     box.events(lambda record: record.incarnation.endswith(".1") and record.topic == "/tasks/start")
     set_restart(box, stopped=True)
 

@@ -111,7 +111,7 @@ class InfoResponse(_message.Message):
     def __init__(self, version: _Optional[str] = ..., pid: _Optional[int] = ..., namespace: _Optional[str] = ..., container_id: _Optional[str] = ..., bundle: _Optional[str] = ..., incarnation: _Optional[str] = ..., journal_seq: _Optional[int] = ..., acked_seq: _Optional[int] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping[str, object]]] = ..., log_bytes: _Optional[int] = ..., dropped_bytes: _Optional[int] = ..., attached: _Optional[int] = ..., processes: _Optional[int] = ..., runtime: _Optional[str] = ..., unwritten_exits: _Optional[int] = ..., unwritten_records: _Optional[int] = ..., dropped_records: _Optional[int] = ..., features: _Optional[_Iterable[str]] = ..., restart: _Optional[_Union[RestartState, _Mapping[str, object]]] = ...) -> None: ...
 
 class SetRestartRequest(_message.Message):
-    __slots__ = ("policy", "max_restarts", "stopped", "first_pause_ms", "longest_pause_ms", "reset_after_ms", "budget", "earlier_restarts", "earlier_in_a_row")
+    __slots__ = ("policy", "max_restarts", "stopped", "first_pause_ms", "longest_pause_ms", "reset_after_ms", "budget", "earlier_restarts", "earlier_in_a_row", "decide_now")
     POLICY_FIELD_NUMBER: _ClassVar[int]
     MAX_RESTARTS_FIELD_NUMBER: _ClassVar[int]
     STOPPED_FIELD_NUMBER: _ClassVar[int]
@@ -121,6 +121,7 @@ class SetRestartRequest(_message.Message):
     BUDGET_FIELD_NUMBER: _ClassVar[int]
     EARLIER_RESTARTS_FIELD_NUMBER: _ClassVar[int]
     EARLIER_IN_A_ROW_FIELD_NUMBER: _ClassVar[int]
+    DECIDE_NOW_FIELD_NUMBER: _ClassVar[int]
     policy: str
     max_restarts: int
     stopped: bool
@@ -130,7 +131,8 @@ class SetRestartRequest(_message.Message):
     budget: int
     earlier_restarts: int
     earlier_in_a_row: int
-    def __init__(self, policy: _Optional[str] = ..., max_restarts: _Optional[int] = ..., stopped: _Optional[bool] = ..., first_pause_ms: _Optional[int] = ..., longest_pause_ms: _Optional[int] = ..., reset_after_ms: _Optional[int] = ..., budget: _Optional[int] = ..., earlier_restarts: _Optional[int] = ..., earlier_in_a_row: _Optional[int] = ...) -> None: ...
+    decide_now: bool
+    def __init__(self, policy: _Optional[str] = ..., max_restarts: _Optional[int] = ..., stopped: _Optional[bool] = ..., first_pause_ms: _Optional[int] = ..., longest_pause_ms: _Optional[int] = ..., reset_after_ms: _Optional[int] = ..., budget: _Optional[int] = ..., earlier_restarts: _Optional[int] = ..., earlier_in_a_row: _Optional[int] = ..., decide_now: _Optional[bool] = ...) -> None: ...
 
 class RestartState(_message.Message):
     __slots__ = ("policy", "max_restarts", "stopped", "restarts", "in_a_row", "next_at", "reason")
