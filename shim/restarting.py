@@ -64,7 +64,7 @@ class Restart:
     # --- what is asked
 
     def set(self, request: "SetRestartRequest", *, is_first: bool) -> None:
-        """Take new terms, which were checked. They bear on the plan there is, and if so asked on an end that was left."""
+        """Take new terms, which were checked. They bear on the plan there is; if so asked, on an end that was left."""
         self.policy = Policy(request.policy, request.max_restarts)
         self.is_stopped = request.stopped
         self.backoff = Backoff(

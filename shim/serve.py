@@ -144,8 +144,8 @@ class Shim:
         )
         self.loop.call_later(IDLE_S, self._end_when_idle)
         log.info(f"serving version={VERSION} pid={os.getpid()} namespace={params.namespace}")
-        self._begin(earlier)
         self.rejoin = self._stay_kept(listener_fd, link.lock_fd)
+        self._begin(earlier)  # last: where nothing is to be waited for it settles at once, and what is not held goes
 
     def _stay_kept(self, listener_fd: int, lock_fd: int) -> Rejoin:
         """Have every keeper hold what makes us this container's shim, and another one looked for when it is gone."""
