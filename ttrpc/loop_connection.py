@@ -64,6 +64,14 @@ class LoopConnection:
     # --- reading
 
     def _on_ready(self, mask: int) -> None:
+        try:
+            self._turn(mask)
+        except MemoryError as error:
+            # What was read may be gone: the peer is to know that it will not be answered.
+            self.server.on_error(error)
+            self.lose()
+
+    def _turn(self, mask: int) -> None:
         if mask & select.EPOLLOUT:
             self._flush()
         if mask & select.EPOLLIN and self._mask & select.EPOLLIN:
