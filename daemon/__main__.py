@@ -33,6 +33,7 @@ def _parser() -> argparse.ArgumentParser:
     options.add_argument("--root", metavar="DIR", help="what survives a reboot: store, logs (default: /var/lib/shimd)")
     options.add_argument("--state", metavar="DIR", help="sockets and bundles (default: /run/shimd)")
     options.add_argument("--address", metavar="SOCKET", help="where clients connect (default: STATE/shimd.sock.ttrpc)")
+    options.add_argument("--no-keeper", action="store_true", help="start no keeper; shims start by themselves")
     options.add_argument("--log-level", choices=log.LEVELS, help="default: info")
     options.add_argument("--log-format", choices=("text", "json"), help="default: text")
     parser = argparse.ArgumentParser(
@@ -118,6 +119,8 @@ def _configured(arguments: argparse.Namespace) -> Config:
     if "address" in given:
         path = os.path.abspath(given["address"].removeprefix("unix://"))
         config = dataclasses.replace(config, socket=dataclasses.replace(config.socket, path=path))
+    if "no_keeper" in given:
+        config = dataclasses.replace(config, keeper=dataclasses.replace(config.keeper, enabled=False))
     if "log_level" in given:
         config = dataclasses.replace(config, log=dataclasses.replace(config.log, level=given["log_level"]))
     if "log_format" in given:

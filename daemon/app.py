@@ -1,6 +1,6 @@
 """The composition root: what there is, who owns it, in which order it starts and stops.
 
-    locks → store → sockets → (nursery: API, recovery, events' pruning, signals, watchdog)
+    locks → store → sockets → (nursery: API, recovery, events' pruning, keeper, signals, watchdog)
 
 The API answers before recovery is done. SIGTERM and SIGINT end the daemon and nothing else: containers run on.
 """
@@ -27,6 +27,7 @@ from daemon.services.namespaces import Namespaces
 from daemon.services.shimd import Shimd
 from daemon.services.tasks import Tasks
 from daemon.services.version import Introspection, Version, server_uuid
+from daemon.shims import keeping
 from daemon.shims.manager import Manager
 from daemon.shims.pulse import PulseWatch
 from daemon.store.database import Database
@@ -77,6 +78,7 @@ async def _main(config: Config, environ: Mapping[str, str], database: Database, 
             log.info("serving", extra={"socket": config.socket_path, "pid": os.getpid()})
             notifier.tell(READY=1, MAINPID=os.getpid(), STATUS="recovering")
             nursery.start_soon(_recover, manager, notifier)
+            nursery.start_soon(keeping.keep, config, _OWN_PROGRAM)
             nursery.start_soon(events.prune_forever)
             nursery.start_soon(PulseWatch(config.wedged, manager, events).look_forever)
             nursery.start_soon(_watchdog, notifier, watchdog_s(environ))

@@ -83,6 +83,15 @@ class Runtime:
 
 
 @dataclasses.dataclass(frozen=True)
+class Keeper:
+    """[keeper]: the process that has the shims' code in memory, and raises a successor for one that dies."""
+
+    enabled: bool = _key(
+        True, "Start it with the daemon, and again when it dies. Without: shims start by themselves and unprotected"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class Timeouts:
     """[timeouts]: our own limit for each kind of call; a client's earlier deadline wins."""
 
@@ -173,6 +182,9 @@ class Config:
     )
     restart: Restart = dataclasses.field(
         default_factory=Restart, metadata={"doc": "Restart policies (containerd's labels containerd.io/restart.*)"}
+    )
+    keeper: Keeper = dataclasses.field(
+        default_factory=Keeper, metadata={"doc": "The keeper: shims are forked from it, in milliseconds"}
     )
     runtimes: Mapping[str, Runtime] = dataclasses.field(
         default_factory=lambda: {DEFAULT_RUNTIME: Runtime()},

@@ -1,7 +1,8 @@
 """The systemd unit that `shimd config unit` prints."""
 
-# KillMode=process: only the daemon is stopped; shims and containers run on. TasksMax and Delegate: containers are
-# below us until they get cgroups of their own. OOMScoreAdjust: shims start one point above us, containers set theirs.
+# KillMode=process: only the daemon is stopped; keeper, shims and containers run on, also those that are not yet in a
+# scope of their own. TasksMax and Delegate: containers are below us until they get cgroups of their own.
+# OOMScoreAdjust: shims start one point above us, containers set theirs.
 _UNIT = """\
 # systemd unit of shimd: put it into /etc/systemd/system/shimd.service
 [Unit]

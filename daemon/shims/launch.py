@@ -47,6 +47,7 @@ class Program:
     publish_binary: str
     socket_dir: str
     debug: bool = False
+    keeper: bool = True  # whether one may be asked to fork the shim
     ttrpc_address: str = ""  # where a shim that is not ours sends its events; empty for ours, which are followed
     spared: frozenset[Identity] = frozenset()  # shims of other tasks: a grouping shim may be one of them
 
@@ -67,7 +68,7 @@ class Program:
         private = (*PRIVATE_VARIABLES, "TTRPC_ADDRESS", "GRPC_ADDRESS", "NAMESPACE")
         kept = {name: value for name, value in os.environ.items() if name not in private}
         if not self.ttrpc_address:
-            return {**kept, "SHIMD_SOCKET_DIR": self.socket_dir}
+            return {**kept, "SHIMD_SOCKET_DIR": self.socket_dir, **({} if self.keeper else {"SHIMD_KEEPER": "off"})}
         kept |= {"TTRPC_ADDRESS": self.ttrpc_address, "GRPC_ADDRESS": self.grpc_address, "NAMESPACE": namespace}
         return {**kept, "GOMAXPROCS": "2", "MAX_SHIM_VERSION": "2"}
 
@@ -158,6 +159,20 @@ def parse_address(text: str) -> str:
     if not path.startswith("/") or "\n" in path:
         raise unknown(f"shim start printed no socket address but {text[:200]!r}")
     return path
+
+
+async def ensure_keeper(program: Program, timeout_s: float) -> str:
+    """Have the keeper of the program's installation serve; returns the path of its socket.
+
+    It is in a session of its own and nobody's child; it may still be importing. Blocks: for the program, some 30 ms.
+    Raises: Unknown with the program's words; Unavailable when it took too long.
+    """
+    argv = [program.path, "ensure-keeper"]
+    status, output = await _run(program.environ(""), argv, "/", None, timeout_s, join_stderr=True)
+    text = output.decode("utf-8", "replace").strip()
+    if status != 0 or not text.startswith("/"):
+        raise unknown(f"no keeper could be started: {text[-MAX_OUTPUT_CHARS:] or 'it said nothing'}")
+    return text
 
 
 async def delete(

@@ -51,6 +51,7 @@ class Registry:
             self.publish_binary,
             self.config.shim_socket_dir,
             debug=log.isEnabledFor(logging.DEBUG),
+            keeper=self.config.keeper.enabled,
             ttrpc_address=self.config.socket_path if is_foreign else "",
             spared=self._shims_of_others(handle) if is_foreign else frozenset(),
         )
