@@ -119,6 +119,7 @@ def pod() -> Iterator[Pod]:
             assert imported.exit == 0, imported.complaint
         cri = CriApi(box.address)
         stack.callback(cri.close)
+        cri.wait_ready()
         try:
             yield Pod(box, cri)
         except BaseException as error:
@@ -143,6 +144,7 @@ def test_a_pod_lives_on_a_shim_for_each_of_its_containers(pod: Pod) -> None:
 
     assert pod.execute(first, "sh", "-c", "echo out; echo err >&2; exit 7") == (7, b"out\n", b"err\n")
     pod.box.restart()
+    pod.cri.wait_ready()
     wait_until(lambda: pod.status(first).state == RUNNING, deadline_s=SETTLE_S, what="the CRI to know it again")
     assert pod.execute(first, "sh", "-c", "echo again") == (0, b"again\n", b"")
 

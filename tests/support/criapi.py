@@ -9,8 +9,10 @@ import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from tests.support.grpcapi import OPTIONS, Refused
+from tests.support.waiting import wait_until
 
 CALL_S = 60.0
+READY_S = 30.0
 PACKAGE = "runtime.v1"
 NODE = 2  # NamespaceMode: share the host's
 RUNNING, EXITED = 1, 2  # ContainerState
@@ -48,10 +50,12 @@ MESSAGES = {
     "ContainerStatusResponse": "status 1 ContainerStatus",
     "ExecSyncRequest": "container_id 1 string, cmd 2 *string, timeout 3 int64",
     "ExecSyncResponse": "stdout 1 bytes, stderr 2 bytes, exit_code 3 int32",
+    "ListPodSandboxRequest": "",
+    "ListPodSandboxResponse": "",
 }
 CALLS = (
     "RunPodSandbox", "StopPodSandbox", "RemovePodSandbox", "CreateContainer", "StartContainer", "StopContainer",
-    "RemoveContainer", "ContainerStatus", "ExecSync",
+    "RemoveContainer", "ContainerStatus", "ExecSync", "ListPodSandbox",
 )  # fmt: skip
 
 
@@ -98,6 +102,17 @@ class CriApi:
             return rpc(self._classes[f"{name}Request"](**fields), timeout=CALL_S, wait_for_ready=True)
         except grpc.RpcError as error:
             raise Refused(error.code().name, error.details()) from None
+
+    def wait_ready(self) -> None:
+        """Wait until it serves: containerd's socket answers before this plugin does, with `not initialized yet`."""
+        wait_until(self._is_ready, deadline_s=READY_S, what="the CRI to be initialized")
+
+    def _is_ready(self) -> bool:
+        try:
+            self.call("ListPodSandbox")
+        except Refused:
+            return False
+        return True
 
     def close(self) -> None:
         self._channel.close()
