@@ -47,12 +47,18 @@ class Containerd(Daemon):
         # --seccomp: our containers have a filter by default, ctr's must be asked for one
         return ["--seccomp", "--runc-root", os.path.join(self.folder, "runc"), "--rootfs", self.rig.rootfs]
 
+    def runtime_words(self) -> list[str]:
+        """Which shim; containerd's own unless a subclass says otherwise."""
+        return []
+
     def run_words(self, container: str, *argv: str) -> list[str]:
         log = f"file://{self.folder}/{container}.log"
-        return self.client("run", "--detach", "--log-uri", log, *self.rootfs_words, container, *argv)
+        return self.client(
+            "run", "--detach", *self.runtime_words(), "--log-uri", log, *self.rootfs_words, container, *argv
+        )
 
     def run_and_remove_words(self, container: str, *argv: str) -> list[str]:
-        return self.client("run", "--rm", *self.rootfs_words, container, *argv)
+        return self.client("run", "--rm", *self.runtime_words(), *self.rootfs_words, container, *argv)
 
     def exec_words(self, container: str, number: int, *argv: str) -> list[str]:
         return self.client("tasks", "exec", "--exec-id", f"e{number}", container, *argv)

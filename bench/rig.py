@@ -109,6 +109,10 @@ class Daemon:
         """How to start it."""
         raise NotImplementedError
 
+    def environment(self) -> dict[str, str]:
+        """What it and its shims are started with."""
+        return dict(os.environ)
+
     def client(self, *words: str) -> list[str]:
         """A command line of its client."""
         raise NotImplementedError
@@ -143,7 +147,7 @@ class Daemon:
         """Start the process; returns at once. `wait_serving` waits."""
         with open(os.path.join(self.folder, "log"), "ab") as log:
             self.process = subprocess.Popen(
-                self.argv(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder
+                self.argv(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder, env=self.environment()
             )
 
     def wait_serving(self) -> None:

@@ -15,7 +15,10 @@ from bench.ours import Shimd
 from bench.rig import Daemon, Rig, rig
 
 # In the order they are run; each with a rig of its own.
-SCRIPTS = ("memory", "start", "execs", "exits", "restart", "cli", "rps", "logs", "keeper")
+SCRIPTS = (
+    *("memory", "start", "execs", "exits", "restart", "cli", "rps", "logs", "keeper"),
+    *("ctr", "ctr_memory", "ctr_logs"),  # our shim under containerd: these name another class for our side
+)
 ALONE = ("daemon_storm",)  # measures ours without a peer, by its own main
 QUICK_SHARE = 5  # --quick divides every size by this: for trying a script, not for a figure anybody quotes
 
@@ -33,7 +36,8 @@ def run_script(name: str, *, quick: bool, null: bool) -> tuple[Figures, dict[str
     script = importlib.import_module(f"bench.{name}")
     sizes: dict[str, int] = {key: max(2, size // QUICK_SHARE) if quick else size for key, size in script.SIZES.items()}
     measure: Measure = script.measure
-    with rig() as ground, (OtherContainerd if null else Shimd)(ground) as ours, Containerd(ground) as peer:
+    side: type[Daemon] = OtherContainerd if null else getattr(script, "OURS", Shimd)
+    with rig() as ground, side(ground) as ours, Containerd(ground) as peer:
         return measure(ground, ours, peer, sizes), sizes
 
 

@@ -93,7 +93,7 @@ def run(action: str, flags: "dict[str, str]", stdin: "bytes | None" = None, reas
     environment = dict(os.environ)
     if action == "start" and stdin is None:
         stdin = read_stdin()
-    params = make_params(flags, os.getcwd(), environment, stdin or b"")
+    params = make_params(flags, _working_directory(), environment, stdin or b"")
     try:
         check(params)
     except StatusError as error:
@@ -106,6 +106,14 @@ def run(action: str, flags: "dict[str, str]", stdin: "bytes | None" = None, reas
     if action == "serve" and "fd" in flags and params.socket_path:
         return _serve(int(flags["fd"]), params)
     raise UsageError(f"unknown action {action!r}" if action != "serve" else "an action is missing")
+
+
+def _working_directory() -> str:
+    """Where we were started, or nothing when that was removed: containerd runs `delete` once more at times."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return ""
 
 
 def make_params(flags: "dict[str, str]", cwd: str, environment: "dict[str, str]", stdin: bytes = b"") -> Params:

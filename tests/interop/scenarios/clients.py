@@ -20,7 +20,7 @@ def wait_output(client: Client, text: bytes) -> None:
 
 
 def attach(play: Play, container: str) -> Client:
-    """`ctr tasks attach`. Blocks: until it has the container's output open."""
+    """`ctr tasks attach`. Blocks: until it has the container's output open, or has had it and ended."""
     client = play.client("tasks", "attach", container)
     fds = f"/proc/{client.process.pid}/fd"
 
@@ -29,7 +29,7 @@ def attach(play: Play, container: str) -> Client:
             with contextlib.suppress(OSError):
                 if os.readlink(os.path.join(fds, fd)).endswith(f"{container}-stdout"):
                     return True
-        return False
+        return not client.is_running
 
     wait_until(has_output, what="the client to open the output")
     return client

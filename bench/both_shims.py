@@ -1,0 +1,71 @@
+"""Our shim as a containerd user installs it, in a containerd of its own: the other side is the same with the Go shim."""
+
+import os
+from typing import Self
+
+from bench.containerd import Containerd
+from bench.rig import command
+from shim import launcher
+from tests.support.keeperbox import READY
+from tests.support.leaks import read
+from tests.support.waiting import wait_until
+from ttrpc.api import task, wkt
+from ttrpc.blocking import BlockingClient
+
+RUNTIME = "io.containerd.shimd.v2"
+TASK = "containerd.task.v2.Task"
+PROCESS_URL = "types.containerd.io/opencontainers/runtime-spec/1/Process"
+TRUE = b'{"args":["/bin/true"],"cwd":"/","env":["PATH=/bin"]}'
+EXEC_S = 30.0
+
+
+class ShimdUnderContainerd(Containerd):
+    """A second containerd whose containers are started with our runtime: the lean launcher, and a keeper that is warm.
+
+    Owns besides: the folder with the program, and the keeper, which `rig()` ends.
+    """
+
+    name = "ours"
+
+    @property
+    def keeper_folder(self) -> str:
+        return os.path.join(self.folder, "keeper")
+
+    def environment(self) -> dict[str, str]:
+        programs = os.path.join(self.folder, "bin")
+        os.makedirs(programs, exist_ok=True)
+        launcher.install(programs)
+        return {
+            **os.environ,
+            "PATH": os.pathsep.join((programs, os.environ.get("PATH", os.defpath))),
+            "SHIMD_KEEPER": self.keeper_folder,
+            "SHIMD_KEEPER_CGROUP": f"{self.rig.namespace}.keeper",
+        }
+
+    def runtime_words(self) -> list[str]:
+        return ["--runtime", RUNTIME]
+
+    def shim_pid(self, container: str) -> int:
+        return int(self.bundle_file(container, "shim.pid"))
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        command(*self.run_and_remove_words("warm", "/bin/true"))
+        wait_until(self._is_warm, what="the keeper's template")
+        return self
+
+    def _is_warm(self) -> bool:
+        return READY.search(read(os.path.join(self.keeper_folder, "keeper.log"))) is not None
+
+
+def exec_many(socket_path: str, container: str, numbers: range) -> None:
+    """Many execs of `true` through the shim's own socket, as containerd would ask for them, one after the other."""
+    with BlockingClient.connect(socket_path) as client:
+        for number in numbers:
+            exec_id = f"m{number}"
+            request = task.ExecProcessRequest(id=container, exec_id=exec_id, spec=wkt.any_of(PROCESS_URL, TRUE))
+            client.call(TASK, "Exec", request, timeout_s=EXEC_S)
+            client.call(TASK, "Start", task.StartRequest(id=container, exec_id=exec_id), timeout_s=EXEC_S)
+            ended = client.call(TASK, "Wait", task.WaitRequest(id=container, exec_id=exec_id), timeout_s=EXEC_S)
+            assert ended.exit_status == 0, f"exec {number} ended with {ended.exit_status}"
+            client.call(TASK, "Delete", task.DeleteRequest(id=container, exec_id=exec_id), timeout_s=EXEC_S)
