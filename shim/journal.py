@@ -7,14 +7,18 @@ The file is a header and frames, all little-endian:
             those 16 bytes and the payload · payload
 
 Kinds: 1 event, 2 exit, 3 acknowledgement (its seq: all up to it are stored elsewhere).
-A frame that was being written when the machine died is at the end and is cut; damage before a good frame is reported.
+A frame that was being written when the shim died is at the end and is cut; damage before a good frame is reported.
+
+Nothing here is synced. The journal serves a successor of the same boot, for which the page cache keeps it whatever dies;
+after a power failure nobody reads it (successor.py looks at the boot id). What must outlive that, how a container ended,
+is in the exit record, which is synced before it is told.
 """
 
 import binascii
 import os
 import struct
 
-from shim.bundle import remove, sync_directory, write_fully
+from shim.bundle import remove, write_fully
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -147,7 +151,6 @@ class Journal:
         self._pending: list[tuple[int, int, bytes]] = []  # kind, seq, frame: not on disk yet
         self._live_bytes = 0
         self._generation = 0
-        self._needs_sync = False
         self._listeners: dict[object, Callable[[], None]] = {}
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
@@ -187,9 +190,9 @@ class Journal:
         return len(self._pending)
 
     def append(self, kind: int, payload: bytes) -> int:
-        """Add a record and answer with its seq; an EXIT is on disk when this returns, if the disk takes it.
+        """Add a record and answer with its seq. It is in the file when this returns, if the disk takes it.
 
-        Blocks: for the disk, with EXIT. Never raises: a record the disk refuses waits in memory (see `pending`).
+        Never raises: a record the disk refuses waits in memory (see `pending`).
         """
         self.last_seq += 1
         self._pending.append((kind, self.last_seq, encode_frame(kind, self.last_seq, payload)))
@@ -208,14 +211,10 @@ class Journal:
             if self._size == 0:
                 self._size = self._append_bytes(encode_header(), 0)
             while self._pending:
-                kind, _seq, frame = self._pending[0]
+                frame = self._pending[0][2]
                 self._size = self._append_bytes(frame, self._size)
                 self._live_bytes += len(frame)
-                self._needs_sync = self._needs_sync or kind == EXIT
                 del self._pending[0]
-            if self._needs_sync:
-                os.fdatasync(self._fd)
-                self._needs_sync = False
         except OSError:
             return False
         return True
@@ -259,7 +258,6 @@ class Journal:
             parts.extend(encode_frame(frame.kind, frame.seq, frame.payload) for frame in keep)
             data = b"".join(parts)
             write_fully(fd, data)
-            os.fsync(fd)
             os.rename(fresh, self.path)
         except OSError:
             os.close(fd)
@@ -270,7 +268,6 @@ class Journal:
         self._size = len(data)
         self._live_bytes = sum(frame.end - frame.start for frame in keep)
         self._generation += 1
-        sync_directory(os.path.dirname(self.path))
 
     def _bounded(self) -> "list[Frame]":
         """What stays when nobody acknowledges: half the bound, exits before events, newer before older."""

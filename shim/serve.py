@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 
 # A shim nobody asked anything of for so long, and which has nothing to keep, was forgotten by whoever started it.
 IDLE_S = 60.0
+# The same once its container was deleted: Shutdown follows at once, unless who was to send it has died.
+DELETED_S = 10.0
 # For answers under way when the shim ends.
 FINISH_S = 1.0
 # For the last events to be delivered. containerd deletes and shuts down in one go: normally this takes a millisecond.
@@ -129,6 +131,7 @@ class Shim:
             spares=Spares(self.loop, link.connection_fd, link.spares),
         )
         self.tasks = TaskService(self.parts, metrics.read, self.finish)
+        self.tasks.on_deleted = lambda: self.loop.call_later(DELETED_S, lambda: self._end_when_idle(DELETED_S))
         registry = Registry()
         for name in SERVICES:
             registry.register(name, self.tasks)
@@ -298,15 +301,15 @@ class Shim:
         self.log.info(f"{name}: ending")
         self.finish()
 
-    def _end_when_idle(self) -> None:
+    def _end_when_idle(self, idle_s: float = IDLE_S) -> None:
         """End when whoever started us has forgotten us: nothing lives here, nothing is untold, nobody is connected."""
         journal = self.parts.journal
         is_told = self.tasks.container is None or journal.acked_seq == journal.last_seq
         if not self.tasks.is_needed and not self.server.connections and is_told:
-            self.log.info(f"nothing to do for {IDLE_S:g} s")
+            self.log.info(f"nothing to do for {idle_s:g} s")
             self.finish()
         else:
-            self.loop.call_later(IDLE_S, self._end_when_idle)
+            self.loop.call_later(idle_s, lambda: self._end_when_idle(idle_s))
 
     def finish(self, answer: "Callable[[], None] | None" = None) -> None:
         """Let answers and events reach their readers, then end.

@@ -54,6 +54,7 @@ class TaskService:
         self.container: Container | None = None
         self.creating: Signal | None = None
         self.restoring: Signal | None = None
+        self.on_deleted: Callable[[], object] = object
         self._read_stats = read_stats
         self._shutdown = shutdown
 
@@ -141,7 +142,11 @@ class TaskService:
     def Delete(self, request: "task.DeleteRequest", _call: "ServerCall") -> "Handler":
         container = self.find(request.id)
         process = container.find(request.exec_id)
-        yield from (execs.delete(container, process) if request.exec_id else container.delete())
+        if request.exec_id:
+            yield from execs.delete(container, process)
+        else:
+            yield from container.delete()
+            self.on_deleted()
         return task.DeleteResponse(
             pid=process.pid, exit_status=process.status, exited_at=wkt.timestamp(process.exited_at_ns)
         )
