@@ -1,4 +1,4 @@
-"""Our shim as a containerd user installs it, in a containerd of its own: the other side is the same with the Go shim."""
+"""Our shim as a containerd user installs it, in a containerd of its own; the peer is the same with the Go shim."""
 
 import os
 from typing import Self

@@ -153,9 +153,17 @@ class Container:
         """Find the cgroup and watch it for OOM kills. A container without either runs all the same."""
         try:
             self.cgroup = self.parts.find_cgroup(self.init.pid)
-            self.oom = self.parts.watch_oom(self.cgroup, lambda _count: self.tell_oom())
+            self.oom = self.parts.watch_oom(self.cgroup, self._oom_seen)
         except (OSError, StatusError) as error:
             self.parts.log.warning(f"no OOM watch: {error}")
+
+    def _oom_seen(self, _count: int) -> None:
+        """Tell it, but not before the start of a process which it may have killed while runc was still at it."""
+        for process in self.processes():
+            if process.starting is not None:
+                process.starting.subscribe(self._oom_seen)
+                return
+        self.tell_oom()
 
     def forget_cgroup(self) -> None:
         """Close the OOM watch and the cgroup's fds."""

@@ -9,9 +9,9 @@ The file is a header and frames, all little-endian:
 Kinds: 1 event, 2 exit, 3 acknowledgement (its seq: all up to it are stored elsewhere).
 A frame that was being written when the shim died is at the end and is cut; damage before a good frame is reported.
 
-Nothing here is synced. The journal serves a successor of the same boot, for which the page cache keeps it whatever dies;
-after a power failure nobody reads it (successor.py looks at the boot id). What must outlive that, how a container ended,
-is in the exit record, which is synced before it is told.
+Nothing here is synced. The journal serves a successor of the same boot, for which the page cache keeps it whatever
+dies; after a power failure nobody reads it (successor.py looks at the boot id). What must outlive that, how a process
+ended, is in the exit record, which is synced before it is told.
 """
 
 import binascii

@@ -1,5 +1,6 @@
 """What the runtime options of a daemon do, and what a shim says of itself and its runtime, with real runc."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from shim.info import FEATURES_URL, NAME
+from shim.runc import DEFAULT_ROOT
 from shim.version import VERSION
 from tests.support import leaks
 from tests.support.shimbox import NAMESPACE, ShimBox
@@ -171,6 +173,8 @@ def test_options_of_another_type_are_not_ours_to_read() -> None:
         assert box.wait().exit_status == 0
         assert json.loads(box.read("options.json")) == {}
         box.delete()
+    with contextlib.suppress(OSError):  # runc's default root, unless somebody else uses it
+        os.rmdir(os.path.join(DEFAULT_ROOT, NAMESPACE))
 
 
 # --- what it says of itself
