@@ -75,6 +75,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "stats": Entry("stats", "STATS", "cpu, memory, I/O and processes, live"),
         "events": Entry("events", "EVENTS", "what happened, from any point on"),
         "version": Entry("info", "VERSION", "versions of shimctl and the daemon"),
+        "doctor": Entry("doctor.command", "DOCTOR", "what is wrong on this host, and how to repair it"),
         "daemon info": Entry("info", "DAEMON_INFO", "the daemon's health and that of every shim"),
     },
     "Shims, also with the daemon down": {

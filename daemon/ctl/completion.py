@@ -37,6 +37,8 @@ VALUES: dict[str, tuple[str, ...]] = {
     "bundle": (DIRS,),
     "state": (DIRS,),
     "env_file": (FILES,),
+    "config": (FILES,),
+    "root": (DIRS,),
     "address": (FILES,),
     "net": ("none", "host"),
     "restart": ("no", "on-failure", "always", "unless-stopped"),

@@ -1,0 +1,245 @@
+"""`shimctl doctor`."""
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+
+from daemon import configfile
+from daemon.config import DEFAULT_PATH, Config
+from daemon.ctl.commands import Command
+from daemon.ctl.doctor import facts, finding, host, leftovers, store, tasks
+from daemon.ctl.doctor.finding import Finding, Severity, error
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from daemon.ctl.doctor.host import Feature
+
+ASK_S = 5.0
+ROUNDS = 4
+COLOURS = {Severity.NOTE: "grey", Severity.WARNING: "yellow", Severity.ERROR: "red"}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Report:
+    """What one look has shown."""
+
+    findings: list[Finding]
+    features: "list[Feature]"
+    daemon: "Any"
+    config: Config
+
+
+def examine(args: argparse.Namespace) -> Report:
+    """Look at everything once, and judge it. Blocks: about a second; a daemon that does not answer costs ASK_S."""
+    config, findings = configured(args)
+    info, trouble, records = ask_daemon(config.socket_path)
+    if info is not None:  # one that runs knows best which directories are its own
+        config = dataclasses.replace(config, state_dir=info.state_dir, root_dir=info.root_dir)
+    seen = facts.gather(config, info, trouble, records)
+    for check in (*tasks.CHECKS, *leftovers.CHECKS):
+        findings += check(seen)
+    findings += store.check(config.database_path, seen.store, seen.store_trouble)
+    if seen.store is None and not seen.store_trouble and seen.bundles:
+        findings.append(
+            error(
+                "store", config.database_path, f"there is none, but there are {len(seen.bundles)} bundles",
+                "what is on record cannot be known, so nothing is called an orphan and nothing removed",
+                "name the daemon's own directories: --config FILE, or --root DIR and --state DIR",
+            )
+        )  # fmt: skip
+    runtimes = {runtime.runc or "runc" for runtime in config.runtimes.values()}
+    features = host.features(host.Host(), sorted(runtimes))
+    findings += host.check(host.Host(), config, features, info.pid if info is not None else 0, len(seen.shims))
+    findings.sort(key=lambda one: -one.severity)
+    return Report(findings, features, info, config)
+
+
+def ask_daemon(path: str) -> "tuple[Any, str, tuple[Any, ...]]":
+    """(who it is, why not, its shims). No patience: a daemon that is not there is a finding."""
+    from daemon.ctl.client import SHIMD
+    from daemon.ctl.errors import sentence_of
+    from ttrpc.api import shimd
+    from ttrpc.blocking import BlockingClient
+    from ttrpc.errors import TtrpcError
+
+    try:
+        with BlockingClient.connect(path) as client:
+            info = client.call(SHIMD, "Info", shimd.InfoRequest(), timeout_s=ASK_S)
+            found = client.call(SHIMD, "Shims", shimd.ShimsRequest(all_namespaces=True), timeout_s=ASK_S)
+    except FileNotFoundError:
+        return None, "the daemon does not run: there is no socket", ()
+    except ConnectionRefusedError:
+        return None, "the daemon does not run: nobody listens on its socket", ()
+    except (OSError, TtrpcError) as failure:
+        return None, f"the daemon does not answer: {sentence_of(failure)[0]}", ()
+    return info, "", tuple(found.shims)
+
+
+def configured(args: argparse.Namespace) -> "tuple[Config, list[Finding]]":
+    """The configuration with what the command line says instead, and what is wrong with it."""
+    from daemon.ctl.__main__ import DEFAULT_ADDRESS, DEFAULT_STATE
+
+    findings: list[Finding] = []
+    path = args.config or DEFAULT_PATH
+    try:
+        config = configfile.load(path, may_be_missing=not args.config)
+    except configfile.ConfigError as failure:
+        config = Config()
+        findings.append(
+            error(
+                "config",
+                path,
+                str(failure),
+                "the daemon will not start with it; one that runs goes on with what it has read",
+                f"correct it; then: shimd config check {path}",
+            )
+        )
+    changes: dict[str, Any] = {}
+    if args.state != DEFAULT_STATE:
+        changes["state_dir"] = os.path.abspath(args.state)
+    if args.root:
+        changes["root_dir"] = os.path.abspath(args.root)
+    if args.address != DEFAULT_ADDRESS:
+        changes["socket"] = dataclasses.replace(config.socket, path=args.address.removeprefix("unix://"))
+    return dataclasses.replace(config, **changes), findings
+
+
+def repair(findings: "list[Finding]") -> "list[tuple[Finding, str]]":
+    """Do every repair there is; each with why it could not be done, or nothing."""
+    done = []
+    for one in findings:
+        if one.repair is None:
+            continue
+        try:
+            one.repair.act()
+        except FileNotFoundError:
+            done.append((one, ""))  # gone with an earlier repair
+        except OSError as failure:
+            done.append((one, f"{failure.strerror or failure}: {failure.filename or one.subject}"))
+        else:
+            done.append((one, ""))
+    return done
+
+
+def doctor(args: argparse.Namespace) -> int:
+    """`shimctl doctor`."""
+    if os.geteuid() != 0:
+        from daemon.ctl.errors import CtlError
+
+        raise CtlError("only root sees enough of shims and their files", hint="sudo shimctl doctor")
+    report = examine(args)
+    done: list[tuple[Finding, str]] = []
+    for _ in range(ROUNDS if args.fix else 0):  # one repair may uncover the next: a bundle is left by its shim
+        repaired = repair(report.findings)
+        done += repaired
+        if not repaired:
+            break
+        report = examine(args)
+        if any(failure for _, failure in repaired):
+            break
+    if args.json:
+        _print_json(report, done)
+    else:
+        _print_all(report, done)
+    return finding.exit_code(report.findings)
+
+
+# --- telling
+
+
+def _print_json(report: Report, done: "list[tuple[Finding, str]]") -> None:
+    info = report.daemon
+    made = {
+        "daemon": None if info is None else {"version": info.version, "pid": info.pid},
+        "root_dir": report.config.root_dir,
+        "state_dir": report.config.state_dir,
+        "features": [
+            {"name": one.name, "present": one.is_present, "detail": one.detail, "without": one.without}
+            for one in report.features
+        ],
+        "findings": [one.as_json() for one in report.findings],
+        "fixed": [{**one.as_json(), "failure": failure} for one, failure in done],
+    }
+    print(json.dumps(made, indent=2))
+
+
+def _print_all(report: Report, done: "list[tuple[Finding, str]]") -> None:
+    from daemon.ctl.tables import Cell, Column, plain, print_table
+
+    for one, failure in done:
+        words = one.repair.words if one.repair is not None else ""
+        print(plain(f"could not {words}: {failure}" if failure else f"fixed {one.subject}: {words}"))
+    if done:
+        print()
+    info = report.daemon
+    running = f"shimd {info.version}, pid {info.pid}" if info is not None else "no daemon"
+    print(f"{running}; root {report.config.root_dir}, state {report.config.state_dir}")
+    print("has: " + ", ".join(f"{one.name} ({one.detail})" for one in report.features if one.is_present))
+    if not report.findings:
+        print("nothing is wrong here")
+        return
+    print()
+    rows = [
+        [Cell(one.severity.word, COLOURS[one.severity]), one.check, one.subject, one.what.splitlines()[0]]
+        for one in report.findings
+    ]
+    print_table([Column("SEVERITY"), Column("CHECK"), Column("SUBJECT", least=12), Column("WHAT", least=24)], rows)
+    _explain(report.findings)
+
+
+def _explain(findings: "list[Finding]") -> None:
+    """Below the table, for each finding: what it means and what to do; the same words only once."""
+    import textwrap
+
+    from daemon.ctl.tables import plain, terminal_width
+
+    width = min(terminal_width(sys.stdout) or 120, 120)
+    last = ""
+    for one in findings:
+        print()
+        print(plain(f"{one.check}: {one.subject}"))
+        texts = [plain(line) for line in one.what.splitlines()]
+        texts += [f"means: {one.means}"] if one.means != last else []
+        texts += [f"do: {one.do}"]
+        texts += [f"--fix: {one.repair.words}"] if one.repair is not None else []
+        last = one.means
+        for text in texts:
+            print(
+                textwrap.fill(plain(text), width, initial_indent="  ", subsequent_indent="    ", break_long_words=False)
+            )
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--fix", action="store_true", help="repair what is provably ours and dead; asks nothing")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_argument("--config", metavar="FILE", help=f"the daemon's configuration (default {DEFAULT_PATH})")
+    parser.add_argument(
+        "--root", metavar="DIR", help="its root directory, when it is down and the configuration is not it"
+    )
+
+
+DOCTOR = Command(
+    doctor,
+    description="""\
+Look at this host and explain: containers, shims, bundles, mounts, cgroups, sockets and pins that do not belong
+together; shims that hang; what the kernel lacks and what is missing without it; room on disks, in tables of files and
+processes; permissions, configuration, the store, versions. It works with the daemon up and down, asks no shim and
+changes nothing.
+
+With --fix it repairs what is provably ours and dead, says what it did, and looks again. What lives is never touched,
+but that a stopped shim is continued.
+
+Exit codes: 0 nothing to act on, 3 warnings, 4 errors; 1 the doctor failed, 2 wrong usage. With --fix: of what is left.
+""",
+    examples="""\
+  shimctl doctor
+  shimctl doctor --fix
+  shimctl doctor --json | jq '.findings[] | select(.severity == "error")'
+  shimctl doctor --config /etc/shimd/config.toml      (the daemon is down, and has directories of its own)
+""",
+    options=_options,
+)

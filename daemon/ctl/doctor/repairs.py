@@ -1,0 +1,140 @@
+"""What --fix does. Each makes sure once more that what it touches is ours and dead, then acts, or raises OSError.
+
+Between the look and the repair a container may have been started: whoever comes back to life is left alone.
+"""
+
+import errno
+import fcntl
+import os
+import select
+import signal
+import socket
+import stat
+import subprocess
+
+from daemon import identity
+from daemon.ctl.doctor.facts import Bundle, is_empty_cgroup, is_refused
+from daemon.identity import Identity
+from daemon.shims import bundle
+from ttrpc.errors import StatusError
+
+RUNTIME_S = 30.0
+END_S = 5.0
+
+
+class Changed(OSError):
+    """What was found is not so any more; nothing was done."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(errno.EBUSY, "it is in use again", path)
+
+
+def end_shim(shim: Identity) -> None:
+    """Ask a shim to end, which one that has a container ignores, and wait for it. Blocks: END_S at most."""
+    pidfd = identity.open_pidfd(shim)
+    if pidfd is None:
+        return
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+        if not select.select([pidfd], [], [], END_S)[0]:
+            raise OSError(errno.EBUSY, "it does not end", f"pid {shim.pid}")
+    finally:
+        os.close(pidfd)
+
+
+def go_on(shim: Identity) -> None:
+    identity.kill(shim, signal.SIGCONT)
+
+
+def remove_bundle(found: Bundle) -> None:
+    """Remove a bundle, and what its runtime has left, if nobody lives in it. Blocks: for the runtime."""
+    if found.has_shim or found.has_container or next(identity.working_in(found.path), None) is not None:
+        raise Changed(found.path)
+    bundle.doom(found.path)
+    name = found.key[1]
+    if os.path.isdir(os.path.join(found.runtime_root, name)):
+        argv = ["runc", "--root", found.runtime_root, "delete", "--force", name]
+        try:
+            subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=RUNTIME_S, check=False)
+        except (OSError, subprocess.TimeoutExpired):
+            pass  # its cgroup may stay; the bundle goes all the same
+    _remove(found.path)
+    if found.socket_path and os.path.lexists(found.socket_path):
+        remove_socket(found.socket_path)
+
+
+def remove_rest(path: str) -> None:
+    """Go on with a removal that was cut."""
+    if next(identity.working_in(path), None) is not None:
+        raise Changed(path)
+    bundle.remove_doomed([path])
+    if os.path.lexists(path):
+        raise OSError(errno.EBUSY, "it cannot be removed", path)
+
+
+def _remove(path: str) -> None:
+    try:
+        bundle.remove(path)
+    except StatusError as failure:
+        raise OSError(errno.EBUSY, failure.message, path) from None
+
+
+def unmount(point: str) -> None:
+    """Detach a mount, and what is mounted below it."""
+    try:
+        bundle.unmount(point)
+    except StatusError as failure:
+        raise OSError(errno.EBUSY, failure.message, point) from None
+
+
+def remove_socket(path: str) -> None:
+    if not is_refused(path, socket.SOCK_STREAM):
+        raise Changed(path)
+    os.unlink(path)
+
+
+def remove_keeper_socket(path: str) -> None:
+    """Order: under the lock that whoever binds there takes."""
+    lock_fd = os.open(path + ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not is_refused(path, socket.SOCK_SEQPACKET):
+            raise Changed(path)
+        os.unlink(path)
+    finally:
+        os.close(lock_fd)
+
+
+def remove_pin(path: str) -> None:
+    """Take a pin away, and the file system of the pins with its last. Order: under the lock shims take for it."""
+    directory = os.path.dirname(path)
+    lock_fd = os.open(os.path.dirname(directory), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        unmount(path)
+        os.unlink(path)
+        if not os.listdir(directory):
+            unmount(directory)
+            os.rmdir(directory)
+    finally:
+        os.close(lock_fd)
+
+
+def remove_cgroup(path: str) -> None:
+    """Remove a cgroup and those below it; the kernel refuses one that has a process."""
+    if not is_empty_cgroup(path):
+        raise Changed(path)
+    for folder, _, _ in os.walk(path, topdown=False):
+        os.rmdir(folder)
+
+
+def restrict(path: str, mode: int) -> None:
+    """Take rights away, and give none. A link is not followed."""
+    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        found = os.fstat(fd)
+        if stat.S_ISLNK(found.st_mode):
+            raise OSError(errno.ELOOP, "it is a link", path)
+        os.chmod(f"/proc/self/fd/{fd}", stat.S_IMODE(found.st_mode) & mode)
+    finally:
+        os.close(fd)
