@@ -168,17 +168,17 @@ def _print_json(report: Report, done: "list[tuple[Finding, str]]") -> None:
 
 
 def _print_all(report: Report, done: "list[tuple[Finding, str]]") -> None:
-    from daemon.ctl.tables import Cell, Column, plain, print_table
+    from daemon.ctl.tables import Cell, Column, print_table
 
     for one, failure in done:
         words = one.repair.words if one.repair is not None else ""
-        print(plain(f"could not {words}: {failure}" if failure else f"fixed {one.subject}: {words}"))
+        _say(f"could not {words}: {failure}" if failure else f"fixed {one.subject}: {words}")
     if done:
         print()
     info = report.daemon
     running = f"shimd {info.version}, pid {info.pid}" if info is not None else "no daemon"
-    print(f"{running}; root {report.config.root_dir}, state {report.config.state_dir}")
-    print("has: " + ", ".join(f"{one.name} ({one.detail})" for one in report.features if one.is_present))
+    _say(f"{running}; root {report.config.root_dir}, state {report.config.state_dir}")
+    _say("has: " + ", ".join(f"{one.name} ({one.detail})" for one in report.features if one.is_present))
     if not report.findings:
         print("nothing is wrong here")
         return
@@ -193,24 +193,31 @@ def _print_all(report: Report, done: "list[tuple[Finding, str]]") -> None:
 
 def _explain(findings: "list[Finding]") -> None:
     """Below the table, for each finding: what it means and what to do; the same words only once."""
-    import textwrap
-
-    from daemon.ctl.tables import plain, terminal_width
-
-    width = min(terminal_width(sys.stdout) or 120, 120)
     last = ""
     for one in findings:
         print()
-        print(plain(f"{one.check}: {one.subject}"))
-        texts = [plain(line) for line in one.what.splitlines()]
+        _say(f"{one.check}: {one.subject}")
+        texts = one.what.splitlines()
         texts += [f"means: {one.means}"] if one.means != last else []
         texts += [f"do: {one.do}"]
         texts += [f"--fix: {one.repair.words}"] if one.repair is not None else []
         last = one.means
         for text in texts:
-            print(
-                textwrap.fill(plain(text), width, initial_indent="  ", subsequent_indent="    ", break_long_words=False)
-            )
+            _say(text, indent="  ")
+
+
+def _say(text: str, indent: str = "") -> None:
+    """A line that fits the terminal: it goes on in the next; only a long path may not."""
+    import textwrap
+
+    from daemon.ctl.tables import plain, terminal_width
+
+    width = min(terminal_width(sys.stdout) or 120, 120)
+    print(
+        textwrap.fill(
+            plain(text), width, initial_indent=indent, subsequent_indent=indent + "  ", break_long_words=False
+        )
+    )
 
 
 def _options(parser: argparse.ArgumentParser) -> None:

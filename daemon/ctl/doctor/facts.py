@@ -156,6 +156,7 @@ def read_bundle(key: Key, path: str, boot_id: str) -> Bundle:
 
 
 def identity_in(fields: "dict[str, Any]", pid_name: str, ticks_name: str) -> Identity | None:
+    """The process that two fields of a file name; None when they do not."""
     pid, ticks = fields.get(pid_name), fields.get(ticks_name)
     return Identity(pid, ticks) if isinstance(pid, int) and isinstance(ticks, int) and pid > 0 and ticks > 0 else None
 

@@ -88,6 +88,7 @@ def unmount(point: str) -> None:
 
 
 def remove_socket(path: str) -> None:
+    """Unlink it, if still nobody listens there."""
     if not is_refused(path, socket.SOCK_STREAM):
         raise Changed(path)
     os.unlink(path)

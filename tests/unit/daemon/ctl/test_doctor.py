@@ -1,0 +1,270 @@
+"""What the doctor concludes from facts, played with facts of our own; it looks at nothing here but made-up files."""
+
+import os
+from typing import Any
+
+import pytest
+
+from daemon.config import Config
+from daemon.ctl.doctor import finding, host, leftovers, store, tasks
+from daemon.ctl.doctor.facts import Bundle, Facts, Process
+from daemon.ctl.doctor.finding import Severity
+from daemon.ctl.doctor.host import Host
+from daemon.ctl.doctor.store import Row, Store
+from daemon.identity import Identity, identify
+from daemon.version import VERSION
+from ttrpc.api import shimd
+from ttrpc.api.pulse import Look
+
+S = 1_000_000_000
+CONFIG = Config(state_dir="/s", root_dir="/r")
+BUNDLES = "/s/io.containerd.runtime.v2.task"
+ME = identify(os.getpid()) or Identity(0, 0)  # a process that runs
+DEAD = Identity(os.getpid(), 1)  # this pid was another's then
+DAEMON = shimd.InfoResponse(version=VERSION, pid=1)
+
+
+def bundle(name: str = "c", *, shim: Identity | None = None, init: Identity | None = None) -> Bundle:
+    return Bundle(("ns", name), f"{BUNDLES}/ns/{name}", f"/s/s/{name}{'0' * 63}", shim, init)
+
+
+def row(state: str = "running", boot_id: str = "now") -> Row:
+    return Row(state, boot_id, 0, 0, 0, 0, f"{BUNDLES}/ns/c")
+
+
+def told(*bundles: Bundle, rows: dict[str, Row] | None = None, **changes: Any) -> "list[tuple[str, str, bool]]":
+    """(check, severity, whether --fix does something) of everything found, without what is said of a missing daemon."""
+    there = Store({("ns", name): one for name, one in (rows or {}).items()})
+    given = {"daemon": DAEMON, "store": there, **changes}
+    facts = Facts(CONFIG, boot_id="now", bundles=tuple(bundles), **given)
+    found = [one for check in (*tasks.CHECKS, *leftovers.CHECKS) for one in check(facts)]
+    return [(one.check, one.severity.word, one.repair is not None) for one in found]
+
+
+@pytest.mark.parametrize(
+    ("what", "bundles", "rows", "expected"),
+    [
+        ("all is well", [bundle(shim=ME, init=ME)], {"c": row()}, []),
+        ("stopped and kept", [bundle(shim=ME, init=DEAD)], {"c": row("stopped")}, []),
+        ("no record, all dead", [bundle(shim=DEAD, init=DEAD)], {}, [("orphan-bundle", "warning", True)]),
+        ("no record, nothing known", [bundle()], {}, [("orphan-bundle", "warning", True)]),
+        ("no record, it runs", [bundle(init=ME)], {}, [("orphan-container", "error", False)]),
+        ("no record, its shim lives", [bundle(shim=ME)], {}, []),  # told by its shim
+        ("its shim is gone", [bundle(shim=DEAD, init=ME)], {"c": row()}, [("watched", "error", False)]),
+        ("both are gone", [bundle(shim=DEAD, init=DEAD)], {"c": row()}, [("ended", "note", False)]),
+        ("of another boot", [bundle()], {"c": row(boot_id="then")}, []),
+        ("no bundle", [], {"c": row()}, [("lost-bundle", "error", False)]),
+        ("no bundle, stopped", [], {"c": row("stopped")}, []),
+    ],
+)
+def test_containers(what: str, bundles: list[Bundle], rows: dict[str, Row], expected: Any) -> None:
+    assert told(*bundles, rows=rows) == expected, what
+
+
+def test_without_a_store_nothing_is_an_orphan() -> None:
+    shim = Process(ME, "shim:c", f"{BUNDLES}/ns/c", 1, has_children=False)
+    found = told(bundle(), store=None, shims=(shim,), mounts=(f"{BUNDLES}/ns/c/rootfs",))
+
+    assert found == [("no-keeper", "note", False)]
+
+
+@pytest.mark.parametrize(
+    ("has_children", "expected"), [(False, ("orphan-shim", "warning", True)), (True, ("orphan-shim", "error", False))]
+)
+def test_a_shim_without_a_record_is_ended_only_if_it_has_nothing(has_children: bool, expected: Any) -> None:
+    keeper = Process(Identity(9, 9), "shimd-keeper", "/", 1, has_children=True)
+    shim = Process(ME, "shim:x", f"{BUNDLES}/ns/x", 9, has_children=has_children)
+
+    assert told(shims=(shim,), keepers=(keeper,)) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        (f"{BUNDLES}/ns/c/rootfs", []),  # on record
+        (f"{BUNDLES}/ns/x/rootfs", [("leaked-mount", "warning", True)]),
+        (f"{BUNDLES}/ns/.x.0123abcd/rootfs", [("leaked-mount", "warning", True)]),
+        ("/elsewhere/rootfs", []),
+        (BUNDLES, []),
+    ],
+)
+def test_mounts(path: str, expected: Any) -> None:
+    assert told(bundle(shim=ME, init=ME), rows={"c": row()}, mounts=(path,)) == expected
+
+
+def test_what_the_dead_left_outside_of_bundles() -> None:
+    mine = bundle(shim=ME, init=ME)
+    found = told(
+        mine,
+        rows={"c": row()},
+        dead_sockets=(mine.socket_path, "/s/s/other"),  # a shim with a bundle is followed by another
+        dead_keepers=("/s/shimd-keeper/1-2",),
+        pins=(f"/s/s/pins/{os.path.basename(mine.socket_path)[:16]}-7-9", "/s/s/pins/ffffffffffffffff-7-9"),
+        empty_cgroups=("/sys/fs/cgroup/ns/gone",),
+        cut_removals=(f"{BUNDLES}/ns/.x.0123abcd",),
+    )
+
+    assert found == [
+        (check, "warning", True)
+        for check in ("cut-removal", "stale-socket", "stale-keeper", "dead-pin", "leaked-cgroup")
+    ]
+
+
+def look(at_s: float, **given: Any) -> Look:
+    return Look(ME.pid, ME.start_ticks, at_ns=int(at_s * S), **given)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ({"state": "S", "busy_since_ns": 0, "turns": 1}, {"state": "S", "busy_since_ns": 0, "turns": 1}, []),
+        ({"state": "T"}, {"state": "T"}, [("wedged-shim", "error", True)]),
+        ({"state": "t"}, {"state": "t"}, [("wedged-shim", "error", False)]),
+        ({"state": "T"}, {"state": "S", "busy_since_ns": 0}, []),
+        ({"busy_since_ns": S, "turns": 1}, {"busy_since_ns": S, "turns": 1}, [("wedged-shim", "error", False)]),
+        ({"busy_since_ns": S, "turns": 1}, {"busy_since_ns": S, "turns": 2}, []),
+        ({"busy_since_ns": 99 * S, "turns": 1}, {"busy_since_ns": 99 * S, "turns": 1}, []),  # a second only
+    ],
+)
+def test_wedged_shims(first: dict[str, Any], second: dict[str, Any], expected: Any) -> None:
+    looks = {ME.pid: (look(99.5, **first), look(100, **second))}
+
+    assert told(bundle(shim=ME, init=ME), rows={"c": row()}, looks=looks) == expected
+
+
+def test_versions() -> None:
+    record = shimd.ShimRecord(namespace="ns", container_id="c", version="0.0.1")
+    foreign = shimd.ShimRecord(namespace="ns", container_id="g", version="containerd-shim-runc-v2 1.6")
+    found = told(daemon=shimd.InfoResponse(version="0.0.1"), shim_records=(record, foreign))
+
+    assert found == [("version", "warning", False), ("version", "note", False)]
+
+
+@pytest.mark.parametrize(
+    ("severities", "code"),
+    [([], 0), ([Severity.NOTE], 0), ([Severity.WARNING, Severity.NOTE], 3), ([Severity.ERROR], 4)],
+)
+def test_exit_codes(severities: list[Severity], code: int) -> None:
+    made = [finding.Finding("x", severity, "", "", "", "") for severity in severities]
+
+    assert finding.exit_code(made) == code
+
+
+# --- the store
+
+
+@pytest.mark.parametrize(
+    ("found", "trouble", "expected"),
+    [
+        (Store(), "", []),
+        (None, "", []),
+        (None, "file is not a database", ["store"]),
+        (Store(damage=("row 1 missing from index x",)), "", ["store"]),
+        (Store(schema=99), "", ["store"]),
+        (Store(newest_event_at_ns=1000 * S), "", ["clock"]),
+        (Store(newest_event_at_ns=100 * S), "", []),
+    ],
+)
+def test_the_store(found: Store | None, trouble: str, expected: list[str]) -> None:
+    assert [one.check for one in store.check("/r/shimd.db", found, trouble, now_ns=100 * S)] == expected
+
+
+# --- the host
+
+
+@pytest.fixture
+def made(tmp_path: Any) -> Any:
+    """A host of files; `made(path=text)` writes one."""
+
+    def write(files: dict[str, str]) -> Host:
+        for path, text in files.items():
+            full = tmp_path / path.lstrip("/")
+            full.parent.mkdir(parents=True, exist_ok=True)
+            full.write_text(text)
+        return Host(str(tmp_path))
+
+    return write
+
+
+def test_features_of_a_host_that_has_everything(made: Any) -> None:
+    there = made(
+        {
+            "/proc/self/mountinfo": "1 2 0:3 / /sys/fs/cgroup rw - cgroup2 cgroup rw\n",
+            "/proc/filesystems": "nodev\toverlay\n",
+            "/proc/self/status": "CapEff:\t000001ffffffffff\nSeccomp:\t0\n",
+            "/proc/sys/user/max_user_namespaces": "100\n",
+            "/proc/pressure/memory": "full avg10=0.00\n",
+        }
+    )
+    found = [*host.kernel_features(there, True, True, True), *host.privileges(there)]
+
+    assert [one.name for one in found if not one.is_present] == []
+
+
+def test_features_of_a_host_that_has_nothing(made: Any) -> None:
+    there = made({})
+    found = [*host.kernel_features(there, False, False, False), *host.privileges(there)]
+
+    assert [one.name for one in found if one.is_present] == []
+    severities = {one.subject: one.severity.word for one in host.missing(found)}
+    assert {name for name, word in severities.items() if word == "error"} == {"pidfd", "cgroups", "CAP_SYS_ADMIN"}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("6.15.0-rc1", (6, 15)), ("6.9", (6, 9)), ("5.10.0-28-amd64", (5, 10)), ("odd", (0, 0))]
+)
+def test_release(text: str, expected: tuple[int, int]) -> None:
+    assert host.release(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("kinds", "expected"),
+    [(["cgroup2"], "v2"), (["cgroup", "cgroup"], "v1"), (["cgroup", "cgroup2"], "hybrid"), (["tmpfs"], "")],
+)
+def test_cgroup_version(kinds: list[str], expected: str) -> None:
+    text = "".join(f"1 2 0:3 / /x rw - {kind} none rw\n" for kind in kinds)
+    assert host.cgroup_version(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("free", "total", "what", "expected"),
+    [
+        (50 << 30, 100 << 30, "bytes", []),
+        (9 << 30, 100 << 30, "bytes", ["warning"]),
+        (1 << 30, 100 << 30, "bytes", ["error"]),
+        (100 << 20, 200 << 20, "bytes", ["warning"]),  # half of it, and still little
+        (0, 100, "inodes", ["error"]),
+        (50, 100, "inodes", []),
+        (0, 0, "inodes", []),  # it does not count them
+    ],
+)
+def test_disk(free: int, total: int, what: str, expected: list[str]) -> None:
+    assert [one.severity.word for one in host.disk("/r", free, total, what)] == expected
+
+
+def test_tables_of_the_host(made: Any) -> None:
+    files = {
+        "/proc/sys/fs/file-nr": "900\t0\t1000\n",
+        "/proc/loadavg": "0.1 0.1 0.1 2/900 77\n",
+        "/proc/sys/kernel/pid_max": "1000\n",
+        "/proc/sys/kernel/threads-max": "5000\n",
+        "/proc/sys/fs/inotify/max_user_instances": "128\n",
+    }
+    assert [one.check for one in host.tables(made(files), 100)] == ["files", "pids", "inotify"]
+    files["/proc/sys/fs/file-nr"], files["/proc/loadavg"] = "100\t0\t1000\n", "0.1 0.1 0.1 2/100 77\n"
+    assert [one.check for one in host.tables(made(files), 0)] == []
+    assert list(host.tables(Host("/nowhere"), 0)) == []
+
+
+@pytest.mark.parametrize(
+    ("limit", "shims", "expected"), [("1048576", 100, []), ("1024", 1000, ["files"]), ("x", 9, [])]
+)
+def test_files_of_the_daemon(made: Any, limit: str, shims: int, expected: list[str]) -> None:
+    there = made({"/proc/7/limits": f"Max open files            {limit}                 1048576              files\n"})
+
+    assert [one.check for one in host.daemon_files(there, 7, shims)] == expected
+
+
+@pytest.mark.parametrize(("now_s", "expected"), [(0.0, ["clock"]), (1_800_000_000.0, [])])
+def test_clock(now_s: float, expected: list[str]) -> None:
+    assert [one.check for one in host.clock(now_s)] == expected
