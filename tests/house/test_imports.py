@@ -19,7 +19,7 @@ SHARED_WITH_DAEMON = "shim.policy"  # pure arithmetic, imports nothing
 SANS_IO = {"ttrpc.frames", "ttrpc.streams", "ttrpc.connection", "ttrpc.status", "ttrpc.errors"}
 DOES_IO = {"socket", "select", "selectors", "ssl", "signal", "threading", "google", "time"}
 # Of the daemon, the client takes what is pure: the spec builder and its like. The rest is another process.
-LAZY_IN_CTL = {"psutil", "sqlite3"}  # 30 ms; for figures of the host and its processes; for the doctor with no daemon
+LAZY_IN_CTL = {"psutil", "sqlite3"}  # for figures of the host, and for the doctor
 NOT_IN_PURE = {"trio", "sqlite3", "psutil", "asyncio", "prctl", "cgroupspy"}
 
 
