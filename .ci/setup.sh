@@ -20,6 +20,7 @@ has_package() {
     case $1 in
         runc | gcc | conmon) command -v "$1" >/dev/null ;;
         busybox-static) busybox_is_static ;;
+        e2fsprogs) command -v mkfs.ext4 >/dev/null ;;
         libcap-dev) [ -e /usr/include/sys/capability.h ] ;;
         ca-certificates) [ -s /etc/ssl/certs/ca-certificates.crt ] ;;
         containerd) command -v containerd >/dev/null && command -v ctr >/dev/null && command -v containerd-shim-runc-v2 >/dev/null ;;
@@ -79,7 +80,7 @@ find_python() {
 }
 
 want=(runc busybox-static libcap-dev gcc libc6-dev ca-certificates)
-[ "$what" = run ] || want+=(containerd)
+[ "$what" = run ] || want+=(containerd e2fsprogs faketime)
 [ "$what" != bench ] || want+=(conmon)
 missing=()
 for package in "${want[@]}"; do
