@@ -8,6 +8,7 @@ On the stage no runtime is run: every call of it succeeds at once, and leaves a 
 be closed. There is no cgroup, nobody is signalled, and nothing is written but in the stage's folder.
 """
 
+import fcntl
 import json
 import os
 import shutil
@@ -37,8 +38,9 @@ ID = "rehearsal"
 # Code is specialised after it ran eight times; what runs once in a life needs as many lives.
 LIVES = 10
 MEMORY = "/dev/shm"  # noqa: S108 - a life is mostly waiting for the disk elsewhere; the folder made in it is ours alone
-FOLDER = "shimd-rehearsal-"
-STEP_S = 2.0
+FOLDER = "shimd-stage-"  # not `shimd-rehearsal-`: an older version sweeps those by pid
+YOUNG_S = 60.0  # a folder that is made is locked in no time
+STEP_S = 10.0  # nobody waits for it
 NO_PID = 1 << 23  # above any pid there can be (PID_MAX_LIMIT is 2^22)
 PROCESS_URL = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 PROCESS = {"args": ["true"], "cwd": "/", "env": ["PATH=/bin"]}
@@ -51,24 +53,46 @@ def rehearse_in_memory(folder: str) -> str:
     lives = os.environ.get("SHIMD_KEEPER_LIVES", "")
     count = int(lives) if lives.isdigit() else LIVES
     parent = MEMORY if os.access(MEMORY, os.W_OK | os.X_OK) else folder
-    path = os.path.join(parent, f"{FOLDER}{os.getpid()}")
+    path = os.path.join(parent, f"{FOLDER}{os.getpid()}-{os.urandom(4).hex()}")
     started = time.monotonic()
+    lock_fd = -1
     try:
         _sweep(parent)
         os.mkdir(path, 0o700)
+        lock_fd = _lock(path)
         rehearse(path, count)
     except Exception as error:  # noqa: BLE001 - shims only share less
         return f"the rehearsal failed: {type(error).__name__}: {error}"
     finally:
         shutil.rmtree(path, ignore_errors=True)
+        if lock_fd >= 0:
+            os.close(lock_fd)
     return f"{count} lives rehearsed in {(time.monotonic() - started) * 1000:.0f} ms"
 
 
 def _sweep(parent: str) -> None:
-    """Remove what rehearsals left that were killed."""
+    """Remove what rehearsals left that were killed: nobody holds their lock. Others may be of another PID namespace."""
     for name in os.listdir(parent):
-        if name.startswith(FOLDER) and not os.path.exists(f"/proc/{name.removeprefix(FOLDER)}"):
-            shutil.rmtree(os.path.join(parent, name), ignore_errors=True)
+        path = os.path.join(parent, name)
+        if not name.startswith(FOLDER):
+            continue
+        try:
+            if time.time() - os.stat(path).st_mtime > YOUNG_S:
+                os.close(_lock(path))
+                shutil.rmtree(path, ignore_errors=True)
+        except OSError:
+            continue  # in use, or gone
+
+
+def _lock(path: str) -> int:
+    """Raises: BlockingIOError when another has it."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
 
 
 def rehearse(folder: str, lives: int) -> None:
