@@ -85,6 +85,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "shim kill": Entry("shims", "KILL", "send a signal"),
         "shim logs": Entry("shims", "LOGS", "what the container has written"),
         "shim wait": Entry("shims", "WAIT", "wait for the end and tell the exit code"),
+        "shim stack": Entry("shim_stack", "STACK", "where the shim is right now, also one that answers nobody"),
         "shim delete": Entry("shims", "DELETE", "delete the task and end its shim"),
     },
     "Shell": {

@@ -122,3 +122,21 @@ def test_the_daemon_s_own_commands_say_how_to_start_it(box: CtlBox) -> None:
     assert done.returncode == 1
     assert "does not answer" in done.stderr
     assert "shimctl shim list" in done.stderr
+
+
+def test_stack_of_a_shim_that_waits_and_of_one_that_is_stopped(box: CtlBox) -> None:
+    import signal
+
+    told = box.ctl.output("shim", "stack", "web")
+    assert "most recent call first" in told
+    assert "run_once" in told
+    pid = json.loads(box.ctl.output("shim", "list", "--json"))[0]["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        told = box.ctl.output("shim", "stack", "web")
+        assert f"shim {pid}, state T" in told
+        assert "most recent call first" not in told
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    missing = box.ctl.run("shim", "stack", "missing")
+    assert (missing.returncode, "no bundle" in missing.stderr) == (1, True)
