@@ -215,3 +215,4 @@ def test_ids_from_clients_lead_nowhere(bad: str) -> None:
         if bad:  # without one, the container itself is meant
             with refused(Code.INVALID_ARGUMENT):
                 box.add_exec("c1", bad, "true")
+        assert os.listdir(os.path.dirname(box.bundle("c1"))) == ["c1"]
