@@ -101,7 +101,7 @@ def _registry(
         ("containerd.services.version.v1.Version", Version(), ()),
         ("containerd.services.introspection.v1.Introspection", Introspection(server_id), ()),
         ("containerd.services.namespaces.v1.Namespaces", Namespaces(database), ()),
-        ("containerd.services.containers.v1.Containers", Containers(database), ()),
+        ("containerd.services.containers.v1.Containers", Containers(database, manager.policy_changed), ()),
         ("containerd.services.tasks.v1.Tasks", Tasks(manager), ("Wait",)),
         ("containerd.services.events.v1.Events", Events(events), ()),
         ("containerd.services.events.ttrpc.v1.Events", ShimEvents(events, manager), ()),

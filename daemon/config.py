@@ -157,6 +157,9 @@ class Restart:
     )
     backoff_max_s: float = _key(60.0, "Longest such pause", _positive)
     reset_after_s: float = _key(10.0, "A container that ran this long starts again at the shortest pause", _positive)
+    budget: int = _key(
+        0, "Restarts in a row, none of them for that long, after which it is left; 0: any number", _not_negative
+    )
 
 
 @dataclasses.dataclass(frozen=True)

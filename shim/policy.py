@@ -1,10 +1,21 @@
-"""Restart policies: what is due after an exit, and when. Pure; the one home of this arithmetic, for shim and daemon.
+"""Restart policies: what is due after an exit, and when; how runs are named. Pure, and its one home.
 
 Imports nothing: a shim has it in memory only when it was given a policy.
 """
 
 NO, ON_FAILURE, ALWAYS, UNLESS_STOPPED = "no", "on-failure", "always", "unless-stopped"
 NAMES = (NO, ON_FAILURE, ALWAYS, UNLESS_STOPPED)
+
+
+def journal_of(incarnation: str) -> str:
+    """The name of the journal a run is told in: the part all runs of one bundle have."""
+    return incarnation.partition(".")[0]
+
+
+def run_of(incarnation: str) -> int:
+    """Which restart by policy a run is the outcome of; 0: it is the first run."""
+    number = incarnation.partition(".")[2]
+    return int(number) if number.isdigit() else 0
 
 
 class Policy:

@@ -34,7 +34,7 @@ VERSION = 1  # of what the state file has under `restart`
 # The step of a restart that is under way.
 DELETING, CREATING, STARTING = "deleting", "creating", "starting"
 NS, MS_PER_S = 1_000_000_000, 1000
-PAUSE_MAX_MS = 24 * 3600 * 1000
+PAUSE_MAX_MS = 366 * 24 * 3600 * 1000
 COUNT_MAX = 2**31
 
 
@@ -267,7 +267,7 @@ class Restart:
         new = Process("", container.init.request)
 
         def born() -> None:
-            container.parts.incarnation = f"{journal_of(container.parts.incarnation)}.{self.restarts}"
+            container.parts.incarnation = f"{policy.journal_of(container.parts.incarnation)}.{self.restarts}"
             container.init = new
             container.oom_count, container.oom_at = 0, None
             self.phase, self.has_failed = STARTING, False
@@ -309,7 +309,7 @@ class Restart:
         new = Process("", container.init.request)
         pid = creation.recorded_pid(container.parts.bundle)
         if status == "created" and pid and not new.request.terminal and new.identify(pid):
-            container.parts.incarnation = f"{journal_of(container.parts.incarnation)}.{self.restarts}"
+            container.parts.incarnation = f"{policy.journal_of(container.parts.incarnation)}.{self.restarts}"
             container.init, container.oom_count, container.oom_at = new, 0, None
             self.phase, self.has_failed = STARTING, False
             new.lifecycle.record("created")
@@ -347,11 +347,6 @@ def undo(container: "Container") -> "Handler":
     remove(parts.bundle.file("init.pid"))
     for stream in ("stdin", "stdout", "stderr"):
         remove(os.path.join(parts.bundle.io_dir, f"init.{stream}"))
-
-
-def journal_of(incarnation: str) -> str:
-    """The name of the journal a run is told in: all incarnations of one shim's bundle have it. Pure."""
-    return incarnation.partition(".")[0]
 
 
 def read(container: "Container", snapshot: "dict[str, Any]") -> "Restart | None":

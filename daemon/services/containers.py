@@ -2,7 +2,7 @@
 
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
 from daemon import faults, filters, restart
@@ -40,8 +40,9 @@ UPDATABLE = ("labels", "spec", "image", "extensions", "snapshot_key")
 class Containers:
     """Handlers of containerd.services.containers.v1.Containers."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, on_update: Callable[[str, str], Awaitable[None]]) -> None:
         self._database = database
+        self._on_update = on_update
 
     async def Get(self, request: "GetContainerRequest", call: Call) -> "GetContainerResponse":  # noqa: N802
         container = require_container(self._database, namespace_of(call), request.id)
@@ -115,7 +116,9 @@ class Containers:
             _tell(connection, ns, "update", told)
             return now
 
-        return containers.UpdateContainerResponse(container=await self._database.write(work))
+        container = await self._database.write(work)
+        await self._on_update(ns, asked.id)
+        return containers.UpdateContainerResponse(container=container)
 
     async def Delete(self, request: "DeleteContainerRequest", call: Call) -> "Message":  # noqa: N802
         """Forget a container without a task.

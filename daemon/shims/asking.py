@@ -12,6 +12,7 @@ from daemon.shims import bundle, evidence, launch, recovery
 from daemon.shims.client import ShimClient
 from daemon.shims.evidence import Evidence
 from daemon.store.records import TaskRow
+from shim import policy
 from ttrpc.aio import open_client
 from ttrpc.api import shim, task
 from ttrpc.errors import StatusError, TtrpcError
@@ -65,12 +66,12 @@ async def ask(
         raw = await stack.enter_async_context(open_client(row.address, connect_timeout_s=budget_s))
         client = ShimClient(raw, f"task {row.id}")
         info = await info_of(client, row, budget_s)
-        state = await _state_of(client, row.id, budget_s)
+        state = await state_of(client, row.id, budget_s)
     except (OSError, TtrpcError) as error:
         await stack.aclose()
         reason = f"{error.strerror}: {row.address}" if isinstance(error, OSError) and error.strerror else str(error)
         return await _look(row, basis, boot_id, reason)
-    facts = dataclasses.replace(basis, shim=recovery.Shim.SERVING, task=_task_of(state))
+    facts = dataclasses.replace(basis, shim=recovery.Shim.SERVING, task=task_of(state))
     return Found(facts, client, info, state)
 
 
@@ -98,7 +99,8 @@ async def info_of(client: ShimClient, row: TaskRow, timeout_s: float) -> "InfoRe
     )
 
 
-async def _state_of(client: ShimClient, container_id: str, timeout_s: float) -> "StateResponse | None":
+async def state_of(client: ShimClient, container_id: str, timeout_s: float) -> "StateResponse | None":
+    """The shim's word on its container; None when it has none. Raises: as `ShimClient.task`."""
     try:
         state: StateResponse = await client.task("State", task.StateRequest(id=container_id), timeout_s)
     except StatusError as error:
@@ -108,7 +110,8 @@ async def _state_of(client: ShimClient, container_id: str, timeout_s: float) -> 
     return state
 
 
-def _task_of(state: "StateResponse | None") -> recovery.Task:
+def task_of(state: "StateResponse | None") -> recovery.Task:
+    """That word as a fact for `recovery`. Pure."""
     if state is None:
         return recovery.Task.NONE
     if state.status == task.CREATED and not state.pid:
@@ -126,14 +129,18 @@ def _task_of(state: "StateResponse | None") -> recovery.Task:
 async def _look(row: TaskRow, basis: recovery.Facts, boot_id: str, reason: str) -> Found:
     found = await trio.to_thread.run_sync(evidence.gather, row.bundle, row, boot_id)
     # A record of another task's bundle of this name proves nothing about this one.
-    exit_found = found.init_exit is not None and row.incarnation in ("", found.init_exit.incarnation)
+    mine = ("", policy.journal_of(row.incarnation))
+    exit_found = found.init_exit is not None and (
+        row.incarnation == "" or policy.journal_of(found.init_exit.incarnation) in mine
+    )
     facts = dataclasses.replace(
         basis,
         has_bundle=found.has_bundle,
         shim=found.shim,
         init=found.init,
         exit_known=basis.exit_known or exit_found,
-        can_raise=found.can_raise and found.incarnation in ("", row.incarnation),
+        can_raise=found.can_raise and policy.journal_of(found.incarnation) in mine,
+        is_coming_back=found.is_coming_back,
     )
     return Found(facts, evidence=found, reason=reason)
 

@@ -29,6 +29,7 @@ class Evidence:
     exits: "tuple[ExitRecord, ...]" = ()
     incarnation: str = ""
     can_raise: bool = False
+    is_coming_back: bool = False  # its shim was about to restart it
 
     @property
     def init_exit(self) -> "ExitRecord | None":
@@ -44,7 +45,8 @@ def gather(path: str, row: TaskRow | None, boot_id: str) -> Evidence:
     state = _read_state(path)
     incarnation = str(state.get("incarnation") or "")
     can_raise = _can_raise(path, state, boot_id)
-    return Evidence(True, _shim_of(row, path), _init_of(row, path, boot_id), exits, incarnation, can_raise)
+    init = _init_of(row, path, boot_id)
+    return Evidence(True, _shim_of(row, path), init, exits, incarnation, can_raise, _is_coming_back(state))
 
 
 def _can_raise(path: str, state: dict[str, object], boot_id: str) -> bool:
@@ -52,6 +54,12 @@ def _can_raise(path: str, state: dict[str, object], boot_id: str) -> bool:
     is_understood = state.get("version") == STATE_FILE_VERSION and state.get("boot_id") == boot_id
     is_live = state.get("state") not in ("creating", "deleted")
     return is_understood and is_live and not os.path.lexists(os.path.join(path, bundle.DOOMED))
+
+
+def _is_coming_back(state: dict[str, object]) -> bool:
+    """Whether a restart by policy was planned, or under way, when the state file was written."""
+    planned = state.get("restart")
+    return isinstance(planned, dict) and bool(planned.get("due_ns") or planned.get("phase"))
 
 
 def _shim_of(row: TaskRow | None, path: str) -> recovery.Shim:

@@ -16,7 +16,7 @@ import trio
 from daemon import procfs
 from daemon.errors import unavailable
 from daemon.procfs import Identity
-from daemon.shims import ending, evidence
+from daemon.shims import ending, evidence, terms
 from daemon.shims.handle import Handle, Health
 from daemon.store.records import CREATED, DELETING, STOPPED, TaskRow
 from ttrpc.api import task
@@ -43,6 +43,7 @@ async def delete(manager: "Manager", handle: Handle) -> None:
     Raises: Unavailable when it could not be ended; what the deletion raises.
     """
     ends_at = trio.current_time() + TIMEOUT_S
+    await terms.withdraw(handle, manager.config.timeouts.state_s)
     if not await _killed_by_shim(manager, handle):
         log.warning("ending a container and its shim by force", extra={"reason": handle.reason})
         is_over = await kill_container(handle.row)

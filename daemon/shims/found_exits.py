@@ -8,6 +8,7 @@ from daemon.exits import exit_status
 from daemon.store import events as journal
 from daemon.store import tasks
 from daemon.store.records import STOPPED, NewEvent, NewExit, TaskRow
+from shim import policy
 from ttrpc.api import events, shim, wkt
 
 if TYPE_CHECKING:
@@ -33,7 +34,12 @@ def store(connection: sqlite3.Connection, row: TaskRow, records: "list[ExitRecor
     # Execs end before init does.
     for record in sorted(records, key=lambda record: (not record.exec_id, record.seq)):
         _store_one(connection, row, record)
-    return tasks.update(connection, row.ns, row.id, state=STOPPED, boot_id=boot_id)
+    changes: dict[str, object] = {"state": STOPPED, "boot_id": boot_id}
+    for record in records:
+        # Its shim had restarted it, and was lost before it could tell that: this is the run that ended last.
+        if not record.exec_id and policy.run_of(record.incarnation) > policy.run_of(row.incarnation):
+            changes["incarnation"] = record.incarnation
+    return tasks.update(connection, row.ns, row.id, **changes)
 
 
 def _store_one(connection: sqlite3.Connection, row: TaskRow, record: "ExitRecord") -> None:

@@ -10,6 +10,7 @@ import trio
 from daemon.errors import aborted, failed_precondition, not_found, unavailable
 from daemon.shims.client import ShimClient
 from daemon.store.records import STOPPED, TaskRow
+from ttrpc.api import wkt
 
 if TYPE_CHECKING:
     from daemon.shims.foreign import Following
@@ -38,6 +39,7 @@ class Handle:
         self.foreign: Following | None = None  # while a shim that is not ours is connected
         self.last_known: Process | None = None
         self.stored_seq = 0  # of the shim's journal
+        self.has_terms = False  # its shim restarts it by policy, or was told not to
         self.next_restart_at_ns: int | None = None
         self.failed_at_ns = 0  # when the policy last tried in vain to restart it; 0: not since it ran
         self.trouble = ""  # why its shim is taken for wedged
@@ -84,6 +86,10 @@ class Handle:
 
     def now_serving(self, client: ShimClient, info: "InfoResponse | None") -> None:
         self.client, self.info = client, info
+        self.has_terms = info is not None and info.HasField("restart")
+        if info is not None and self.has_terms:
+            is_planned = info.restart.HasField("next_at")
+            self.next_restart_at_ns = wkt.nanoseconds(info.restart.next_at) if is_planned else None
         self.raises = 0
         self.health, self.reason = Health.SERVING, ""
         self.is_settled = True

@@ -13,13 +13,14 @@ import trio
 
 from daemon import faults
 from daemon.errors import StoreFailed, StoreFull, unavailable
-from daemon.shims import asking
+from daemon.shims import asking, runs
 from daemon.shims.client import SHIM, ShimClient
 from daemon.shims.handle import Handle
 from daemon.store import events as journal
 from daemon.store import tasks
 from daemon.store.database import Database
 from daemon.store.records import CREATED, LIVE_STATES, PAUSED, RUNNING, STOPPED, NewEvent, NewExit, TaskRow
+from shim import policy
 from ttrpc.aio_client import raise_only_leaf
 from ttrpc.api import shim, shimd, wkt
 from ttrpc.errors import StatusError
@@ -111,8 +112,12 @@ async def _store(handle: Handle, incarnation: str, batch: "list[JournalRecord]",
         faults.point("exit.committed")
     handle.reason = ""
     handle.stored_seq = batch[-1].seq
-    if row is not None and row.incarnation == incarnation:  # not while an operation is still making it
+    # Not while an operation is still making it.
+    if row is not None and policy.journal_of(row.incarnation) == policy.journal_of(incarnation):
+        if row.incarnation != handle.row.incarnation:
+            log.info("restarted by policy", extra={"restarts": row.restarts, "pid": row.pid, "id": row.id})
         handle.row = row
+    runs.note_plan(handle, batch)
     handle.tell()
 
 
@@ -124,7 +129,7 @@ def store(
         if record.seq > expected:
             _store_gap(connection, row, record, expected)
         expected = record.seq + 1
-        store_one(connection, row, incarnation, record)
+        store_one(connection, row, record.incarnation or incarnation, record)
     tasks.set_cursor(connection, incarnation, batch[-1].seq)
     return tasks.get(connection, row.ns, row.id)
 
@@ -143,6 +148,8 @@ def store_one(connection: sqlite3.Connection, row: TaskRow, incarnation: str, re
         connection,
         NewEvent(at_ns, row.ns, record.topic, event.type_url, event.value, exit_bytes, incarnation, record.seq),
     )
+    if is_new:
+        runs.move(connection, row, incarnation, record)
     _move_row(connection, row, incarnation, record)
     return is_new
 

@@ -12,7 +12,7 @@ from daemon import faults, restart
 from daemon import log as logs
 from daemon.config import Config
 from daemon.errors import already_exists, failed_precondition, not_found, unavailable
-from daemon.shims import birth, ending, forcing, ingest, launch, removal
+from daemon.shims import birth, ending, forcing, ingest, launch, removal, terms
 from daemon.shims.answers import delete_response
 from daemon.shims.client import earlier
 from daemon.shims.handle import Handle, Health
@@ -76,6 +76,7 @@ class Manager(Registry):
                 await self.database.write(lambda connection: self._insert_row(connection, handle.row))
                 faults.point("create.row_stored")
                 changes = await birth.bear(handle, container, request, self.supervisors, undo, deadline)
+                await terms.give(handle, self.database, self.config.restart, self.config.timeouts.call_s)
                 await self._commit_birth(handle, CREATED, changes)
                 faults.point("create.stored")
             except BaseException:
@@ -161,6 +162,18 @@ class Manager(Registry):
                 containers.replace(connection, handle.ns, now)
 
         await self.database.write(work)
+        await self.policy_changed(handle.ns, handle.id)
+
+    async def policy_changed(self, ns: str, container_id: str, *, decide_now: bool = False) -> None:
+        """A container's labels or spec are others now: its shim is told, or will be once it answers again."""
+        handle = self.handles.get((ns, container_id))
+        if handle is None or handle.is_deleted:
+            return
+        limits, timeout_s = self.config.restart, self.config.timeouts.call_s
+        try:
+            await terms.give(handle, self.database, limits, timeout_s, decide_now=decide_now)
+        except (StatusError, OSError) as error:
+            log.warning("its shim does not know of it yet", extra={"id": handle.id, "reason": str(error)})
 
     # --- deleting
 
@@ -320,6 +333,8 @@ class Manager(Registry):
                 await self._undo(handle, undo)
                 raise
         log.info("restarted by policy", extra={"restarts": handle.row.restarts, "pid": handle.row.pid})
+        # Not before the row knows the new run: from here on the shim may follow it with the next.
+        await self.policy_changed(handle.ns, handle.id, decide_now=True)
         if handle.row.state == STOPPED:
             self._ended(handle)
 

@@ -49,6 +49,7 @@ class Facts:
     init: Init = Init.UNKNOWN  # without one
     exit_known: bool = False
     can_raise: bool = False  # the bundle holds what a successor needs; of a shim that is gone
+    is_coming_back: bool = False  # that shim was about to restart the container by policy
 
 
 class Verdict(enum.Enum):
@@ -133,6 +134,8 @@ def _shim_gone(facts: Facts) -> Decision:
     if facts.row == CREATING:
         # Not even a live init makes it more: nobody was told that it exists, and no shim can start it.
         return Decision(Verdict.DISCARD, "it was never fully created, and its shim is gone")
+    if facts.can_raise and facts.row == STOPPED and facts.is_coming_back:
+        return Decision(Verdict.RAISE, "its shim is gone, which was to restart it; another takes over")
     if facts.can_raise and facts.row in (CREATED, RUNNING, PAUSED):
         # Also of a container that has ended: the kernel may still know how, and the journal what was not told.
         return Decision(Verdict.RAISE, "its shim is gone; another takes over")

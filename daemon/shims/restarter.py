@@ -1,4 +1,7 @@
-"""Acting on restart policies: wait out the pause, look again, have the task restarted. `daemon.restart` decides."""
+"""Acting on restart policies where no shim does: wait out the pause, look again, have the task restarted.
+
+For shims that are not ours, that are older, or gone, and after a reboot; see `terms` for the others.
+"""
 
 import logging
 import time
@@ -11,6 +14,7 @@ from daemon import log as logs
 from daemon import restart
 from daemon.config import Restart as Limits
 from daemon.exits import known_status
+from daemon.shims import terms
 from daemon.shims.handle import Handle
 from daemon.store import containers
 from daemon.store import events as journal
@@ -36,13 +40,18 @@ class Restarter:
         restart_now: Callable[[Handle, int], Awaitable[None]],
     ) -> None:
         self._database = database
-        self._backoff = restart.Backoff(limits.backoff_min_s, limits.backoff_max_s, limits.reset_after_s)
+        self._backoff = restart.Backoff(limits.backoff_min_s, limits.backoff_max_s, limits.reset_after_s, limits.budget)
         self._nursery = nursery
         self._restart_now = restart_now
 
     def consider(self, handle: Handle) -> None:
-        """A task is over and its exit is stored: bring it back if its policy says so. Replaces what was planned."""
+        """A task is over and its exit is stored: bring it back if its policy says so. Replaces what was planned.
+
+        Its shim's affair where that restarts by itself: we learn of it from the journal.
+        """
         handle.restarter.cancel()
+        if terms.acts_itself(handle):
+            return
         handle.restarter = trio.CancelScope()
         self._nursery.start_soon(self._run, handle, handle.restarter)
 
@@ -83,7 +92,7 @@ class Restarter:
         return False
 
     def _decide(self, handle: Handle) -> restart.Decision | None:
-        if handle.is_deleted or handle.row.state != STOPPED:
+        if handle.is_deleted or handle.row.state != STOPPED or terms.acts_itself(handle):
             return None
         container = self._database.read(lambda c: containers.get(c, handle.ns, handle.id))
         if container is None:

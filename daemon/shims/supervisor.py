@@ -15,7 +15,19 @@ from daemon import log as logs
 from daemon import procfs
 from daemon.config import Config
 from daemon.errors import unavailable
-from daemon.shims import asking, ending, evidence, foreign, found_exits, ingest, launch, raising, recovery, removal
+from daemon.shims import (
+    asking,
+    ending,
+    evidence,
+    foreign,
+    found_exits,
+    ingest,
+    launch,
+    raising,
+    recovery,
+    removal,
+    terms,
+)
 from daemon.shims.asking import Found
 from daemon.shims.client import ShimClient
 from daemon.shims.handle import Handle, Health
@@ -25,6 +37,7 @@ from daemon.store import events as journal
 from daemon.store import tasks
 from daemon.store.database import Database
 from daemon.store.records import STOPPED, TaskRow
+from shim import policy
 from ttrpc.aio import open_client
 from ttrpc.errors import ConnectionLost, StatusError, TtrpcError
 
@@ -37,6 +50,12 @@ log = logging.getLogger(__name__)
 PATIENCE_S = 0.2
 # Between two looks at a container that lives without a shim, where no pidfd can tell of its end.
 WATCH_EVERY_S = 5.0
+
+
+def is_later_run(info: "InfoResponse", row: TaskRow) -> bool:
+    """Whether the shim has restarted its container since the row was written."""
+    is_its = policy.journal_of(info.incarnation) == policy.journal_of(row.incarnation)
+    return is_its and policy.run_of(info.incarnation) > policy.run_of(row.incarnation)
 
 
 class Supervisors:
@@ -146,6 +165,7 @@ class Supervisors:
             decision = recovery.decide(found.facts)
             if decision.verdict is Verdict.ADOPT and found.client is not None:
                 await self._adopt(handle, found, decision)
+                self.nursery.start_soon(self._catch_up, handle, found)
                 await self._serve(handle, found.client, found.info)
                 return False
             if decision.verdict is Verdict.RETRY:
@@ -179,17 +199,22 @@ class Supervisors:
 
     # --- a shim that serves
 
-    async def _adopt(self, handle: Handle, found: Found, decision: Decision) -> None:
-        """Put on record what the shim says of itself and its container."""
+    async def _adopt(self, handle: Handle, found: Found, decision: Decision, *, is_caught_up: bool = False) -> None:
+        """Put on record what the shim says of itself and its container.
+
+        A run its shim has restarted while we were away is put down by the journal's records, in their order.
+        """
         changes: dict[str, object] = {"boot_id": self.boot_id}
-        if decision.state is not None:
+        is_told = not is_caught_up and found.info is not None and is_later_run(found.info, handle.row)
+        if decision.state is not None and not is_told:
             changes["state"] = decision.state
         if found.info is not None:
-            changes["incarnation"] = found.info.incarnation
+            if not is_told:
+                changes["incarnation"] = found.info.incarnation
             known = procfs.identify(found.info.pid)
             if known is not None:
                 changes["shim_pid"], changes["shim_start_ticks"] = known.pid, known.start_ticks
-        if found.state is not None and found.state.pid and decision.state != STOPPED:
+        if found.state is not None and found.state.pid and decision.state != STOPPED and not is_told:
             init = procfs.identify(found.state.pid)
             if init is not None:
                 changes["pid"], changes["pid_start_ticks"] = init.pid, init.start_ticks
@@ -199,6 +224,29 @@ class Supervisors:
                 await self.database.write(lambda connection: tasks.update(connection, handle.ns, handle.id, **changes))
             )
         log.info("adopted", extra={"state": handle.row.state, "shim_pid": handle.row.shim_pid})
+
+    async def _catch_up(self, handle: Handle, found: Found) -> None:
+        """Once all is stored that was told while we were away: the row is the present run's, the terms are ours."""
+        client, info = found.client, found.info
+        if client is None or info is None or client.is_foreign:
+            return
+        with logs.begin(ns=handle.ns, id=handle.id):
+            await handle.wait_until(
+                lambda: handle.is_deleted or handle.client is not client or handle.stored_seq >= info.journal_seq
+            )
+            limits, timeout_s = self.config.restart, self.config.timeouts.call_s
+            try:
+                if handle.client is client and is_later_run(
+                    info, handle.row
+                ):  # its creation is in a gap of the journal
+                    state = await asking.state_of(client, handle.id, timeout_s)
+                    facts = dataclasses.replace(found.facts, row=handle.row.state, task=asking.task_of(state))
+                    now = dataclasses.replace(found, state=state, facts=facts)
+                    await self._adopt(handle, now, recovery.decide(facts), is_caught_up=True)
+                if handle.client is client and not handle.is_deleted:
+                    await terms.give(handle, self.database, limits, timeout_s, decide_now=True)
+            except (OSError, TtrpcError) as error:
+                log.warning("the terms of its restart are not told yet", extra={"reason": str(error)})
 
     async def _serve(self, handle: Handle, client: ShimClient, info: "InfoResponse | None") -> None:
         """Let calls through and store its events until the connection is lost.
@@ -259,7 +307,8 @@ class Supervisors:
         row = self._addressed(handle)
         if decision.verdict is Verdict.RECORD_UNKNOWN:
             records = [*(record for record in records if record.exec_id), found_exits.unknown_exit(row)]
-        mine = [record for record in records if record.incarnation in ("", row.incarnation) or not row.incarnation]
+        journals = ("", policy.journal_of(row.incarnation))
+        mine = [each for each in records if policy.journal_of(each.incarnation) in journals or not row.incarnation]
         if decision.is_cleared:
             await ending.clear(row, found.client, self.program_of(handle), self.config.timeouts.shim_delete_s)
         handle.committed(

@@ -5,10 +5,14 @@ import sqlite3
 from typing import Any
 
 from daemon.store.records import CREATING, RESTARTING, TASK_STATES, TaskRow
+from shim import policy
 
 _COLUMNS = tuple(field.name for field in dataclasses.fields(TaskRow))
 _SELECT = f"SELECT {', '.join(_COLUMNS)} FROM tasks"  # noqa: S608 - column names are ours
 _INSERT = f"INSERT INTO tasks ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608
+
+# A cursor is of a journal, and that of all runs in one bundle: `shim.policy.journal_of`.
+_JOURNAL = "substr(incarnation, 1, instr(incarnation || '.', '.') - 1)"
 
 
 def get(connection: sqlite3.Connection, ns: str, container_id: str) -> TaskRow | None:
@@ -44,15 +48,16 @@ def update(connection: sqlite3.Connection, ns: str, container_id: str, **changes
 def delete(connection: sqlite3.Connection, ns: str, container_id: str) -> None:
     """Forget the task. Its exits and events stay."""
     connection.execute(
-        "DELETE FROM cursors WHERE incarnation = (SELECT incarnation FROM tasks WHERE ns = ? AND id = ?)",
+        f"DELETE FROM cursors WHERE incarnation = (SELECT {_JOURNAL} FROM tasks WHERE ns = ? AND id = ?)",  # noqa: S608
         (ns, container_id),
     )
     connection.execute("DELETE FROM tasks WHERE ns = ? AND id = ?", (ns, container_id))
 
 
 def cursor(connection: sqlite3.Connection, incarnation: str) -> int:
-    """The journal record up to which this shim's journal is stored; 0: none."""
-    found = connection.execute("SELECT stored_seq FROM cursors WHERE incarnation = ?", (incarnation,)).fetchone()
+    """The record up to which the journal this run is told in is stored; 0: none."""
+    journal = policy.journal_of(incarnation)
+    found = connection.execute("SELECT stored_seq FROM cursors WHERE incarnation = ?", (journal,)).fetchone()
     return int(found[0]) if found else 0
 
 
@@ -61,20 +66,20 @@ def set_cursor(connection: sqlite3.Connection, incarnation: str, seq: int) -> No
     connection.execute(
         "INSERT INTO cursors VALUES (?, ?) ON CONFLICT (incarnation) "
         "DO UPDATE SET stored_seq = max(stored_seq, excluded.stored_seq)",
-        (incarnation, seq),
+        (policy.journal_of(incarnation), seq),
     )
 
 
 def forget_cursor(connection: sqlite3.Connection, incarnation: str) -> None:
     """Of a journal that is gone."""
-    connection.execute("DELETE FROM cursors WHERE incarnation = ?", (incarnation,))
+    connection.execute("DELETE FROM cursors WHERE incarnation = ?", (policy.journal_of(incarnation),))
 
 
 def forget_orphan_cursors(connection: sqlite3.Connection) -> None:
     """Cursors of tasks that never came to have a row of their own. Nothing while a task is in the making: its row does
     not say yet which cursor is its."""
     connection.execute(
-        "DELETE FROM cursors WHERE incarnation NOT IN (SELECT incarnation FROM tasks) "
+        f"DELETE FROM cursors WHERE incarnation NOT IN (SELECT {_JOURNAL} FROM tasks) "  # noqa: S608
         "AND NOT EXISTS (SELECT 1 FROM tasks WHERE state IN (?, ?))",
         (CREATING, RESTARTING),
     )
