@@ -162,7 +162,8 @@ class Manager(Registry):
                 containers.replace(connection, handle.ns, now)
 
         await self.database.write(work)
-        await self.policy_changed(handle.ns, handle.id)
+        # What was started may have ended already, while its shim still took it for stopped by the user.
+        await self.policy_changed(handle.ns, handle.id, decide_now=True)
 
     async def policy_changed(self, ns: str, container_id: str, *, decide_now: bool = False) -> None:
         """A container's labels or spec are others now: its shim is told, or will be once it answers again."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from daemon import restart
 from daemon.config import Restart as Limits
-from daemon.shims import bundle, removal
+from daemon.shims import bundle
 from daemon.shims.handle import Handle
 from daemon.store import containers
 from daemon.store.database import Database
@@ -34,8 +34,6 @@ def acts_itself(handle: Handle) -> bool:
 def terms_of(container: "Container", row: TaskRow, limits: Limits, *, decide_now: bool) -> "SetRestartRequest":
     """What the labels ask for, as the shim is told it. Pure. Raises: InvalidArgument for labels nobody can read."""
     wanted = restart.policy_of(container.labels)
-    if container.labels.get(removal.LABEL) == "true":
-        wanted = policy.Policy(policy.NO)  # it goes with its end
     longest_ms = max(1, round(limits.backoff_max_s * MS_PER_S))
     return shim.SetRestartRequest(
         policy=wanted.name,
