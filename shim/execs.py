@@ -17,6 +17,7 @@ from ttrpc.api import events
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from shim.container import Container
@@ -133,10 +134,10 @@ def _kill_leftover(container: "Container", process: Process) -> None:
     process.pid, process.reaped = 0, False
 
 
-def delete(container: "Container", process: Process) -> "Handler":
+def delete(container: "Container", process: Process, about_to: "Callable[[], None] | None" = None) -> "Handler":
     """Forget an exec that ended or never started, with its files. Its exit stays in the journal.
 
-    Raises: UNKNOWN while it runs; NotFound the second time.
+    ``about_to`` is called when nothing can hinder it any more. Raises: UNKNOWN while it runs; NotFound the second time.
     """
     if (process.lifecycle.state == RUNNING and not process.reaped) or process.starting is not None:
         raise unknown("cannot delete a running process")
@@ -151,6 +152,8 @@ def delete(container: "Container", process: Process) -> "Handler":
         yield from process.stdio.finish()
     if container.execs.pop(process.exec_id, None) is not process:
         raise not_found(f"process does not exist {process.exec_id}")
+    if about_to is not None:
+        about_to()
     process.close(container.parts)
     remove_files(container.parts, process.exec_id)
     if not process.told.fired:

@@ -32,6 +32,7 @@ MESSAGE_MAX_BYTES = 1 << 20
 FDS_MAX = 253  # SCM_MAX_FD of the kernel: more come in no message
 FDS_ROOM = socket.CMSG_SPACE(FDS_MAX * 4)
 FORK = b"fork"
+MORE = b"more"  # fds that belong to the handover which follows
 
 
 class Template:
@@ -77,10 +78,26 @@ def hand_over(
     """Make a copy the shim of a container: it is told everything, and given its listener and its bundle's lock.
 
     ``held``, of a successor: the names of all spares that were held for the one before it, and of those among them that
-    come along as further fds. Raises: OSError when it is dead.
+    come along as further fds. Order: what does not fit one message comes before the one that is acted on.
+    Raises: OSError when it is dead, or ends because this failed.
     """
     fields = {name: getattr(params, name) for name in Params.__slots__}
-    socket.send_fds(spare, [marshal.dumps((fields, mask, changes, held))], fds)
+    try:
+        while len(fds) > FDS_MAX:
+            socket.send_fds(spare, [MORE], fds[:FDS_MAX])
+            fds = fds[FDS_MAX:]
+        socket.send_fds(spare, [marshal.dumps((fields, mask, changes, held))], fds)
+    except OSError:
+        _hang_up(spare)
+        raise
+
+
+def _hang_up(spare: socket.socket) -> None:
+    """Let a copy that waits for the rest of its handover end."""
+    try:
+        spare.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass  # it is dead already
 
 
 def fork_template(*, rehearse_in: str = "") -> Template:
@@ -153,7 +170,13 @@ def be_copy(fd: int, channel_fd: int) -> "NoReturn":
         os.setsid()
         os.write(fd, b"%d" % os.getpid())
         pair = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, fd)
-        handover, ancillary, _flags, _address = pair.recvmsg(MESSAGE_MAX_BYTES, FDS_ROOM)
+        raw = b""
+        while True:
+            handover, ancillary, _flags, _address = pair.recvmsg(MESSAGE_MAX_BYTES, FDS_ROOM)
+            if ancillary:
+                raw += ancillary[0][2]
+            if handover != MORE:
+                break
         pair.detach()
         if handover:
             fields, mask, changes, held = marshal.loads(handover)  # noqa: S302 - the keeper's, and cheaper than json
@@ -166,7 +189,7 @@ def be_copy(fd: int, channel_fd: int) -> "NoReturn":
                 else:
                     os.environ[name] = value
             gc.enable()  # the shim is no template: what it makes from here on it has to look after
-            code = serve_as_told(params, fd, ancillary[0][2], held)
+            code = serve_as_told(params, fd, raw, held)
     finally:
         os._exit(code)
 

@@ -7,7 +7,7 @@ from array import array
 
 from shim import pins
 from shim.keeper_looks import read_pid
-from shim.spares import DONE, DROP, HOLD, NAME_MAX_BYTES, PIN, PINNED, SETTLED, UNPIN
+from shim.spares import CONNECTION, DONE, DROP, HOLD, NAME_MAX_BYTES, PIN, PINNED, SETTLED, UNPIN
 from shim.successor import DOOMED
 
 TYPE_CHECKING = False
@@ -17,11 +17,10 @@ if TYPE_CHECKING:
     from shim.keeper_peer import Manners
     from shim.params import Params
 
-# Of one shim: its listener and lock, four for init and each exec that runs.
+# Of one shim: its listener and lock, two for each connection, four for init and each exec that runs.
 SPARES_MAX = 1024
 # Successors in a row that died before they had taken over: then the bundle is let go, and a daemon may try.
 FAILURES_MAX = 5
-PASSED_MAX = 250  # of the kernel's 253 in a message
 # Before the second of them, doubling.
 PAUSE_FIRST_S, PAUSE_MAX_S = 0.05, 2.0
 
@@ -55,9 +54,8 @@ class Ward:
 
     @property
     def passed(self) -> "dict[str, int]":
-        """The spares a successor is given beside listener and lock: those it cannot open by a name. At most 250."""
-        masters = [item for item in self.spares.items() if item[0].endswith(".master")]
-        return dict(masters[:PASSED_MAX])
+        """The spares a successor is given beside listener and lock: those it cannot open by a name."""
+        return {name: fd for name, fd in self.spares.items() if name.endswith(".master") or name.startswith(CONNECTION)}
 
     def read(self) -> bool:
         """Take every message that is there, also those of a shim that is dead; False at the end of them."""

@@ -11,8 +11,9 @@ import signal
 import socket
 import time
 
-from shim import cgroups, kernel, metrics, takeover
+from shim import answers, cgroups, kernel, metrics, takeover
 from shim.bundle import Bundle, remove, write_replacing
+from shim.connections import Connections
 from shim.delete import response
 from shim.exits import ExitStore
 from shim.forwarder import Forwarder
@@ -138,12 +139,14 @@ class Shim:
         registry.register(SERVICE, ShimService(self.parts, self.tasks, self.started_at_ns))
         self.forwarder = self._make_forwarder()
         self.is_finishing = False
+        self.connections = Connections(self.parts.spares)
         self.server = LoopServer(
             self.loop,
             registry,
             listener=socket.socket(fileno=listener_fd),
             start=self._start_call,
             on_error=self._wire_error,
+            holder=self.connections,
         )
         self.loop.call_later(IDLE_S, self._end_when_idle)
         log.info(f"serving version={VERSION} pid={os.getpid()} namespace={params.namespace}")
@@ -163,6 +166,7 @@ class Shim:
         if earlier is not None:
             self.log.info(f"taking over from shim {earlier['shim_pid']}, the container is {earlier['state']}")
             self.loop.spawn(takeover.begin(self.tasks, earlier), self._taken_over)
+            self.log.info(f"{self.connections.resume(self.server)} connections go on")
         else:
             self.parts.spares.settle()
 
@@ -258,7 +262,12 @@ class Shim:
             call.on_cancel(creating.subscribe(lambda _: self.loop.call_soon(lambda: self._start_call(call))))
             return
         try:
-            answer = call.handler(call.request, call)
+            answer: Any = answers.known_answer(self.tasks, call)
+            if answer is None:
+                fact = answers.fact_of(self.tasks, call)
+                if fact is not None:
+                    call.begin(fact)
+                answer = call.handler(call.request, call)
         except Exception as error:  # noqa: BLE001 - translated to the wire here
             self._fail(call, error)
             return

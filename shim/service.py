@@ -3,7 +3,7 @@
 
 import os
 
-from shim import creation, execs
+from shim import answers, creation, execs
 from shim.bundle import require_id
 from shim.checkpoint import checkpoint
 from shim.container import Container
@@ -43,6 +43,8 @@ class TaskService:
     """Owns the container of this shim. A handler returns its reply, or is a generator that does, or answers the call
     itself and returns None.
     """
+
+    names = SERVICES
 
     def __init__(
         self,
@@ -139,17 +141,15 @@ class TaskService:
         execs.add(container, request.exec_id, stdio_request(request), request.spec.value)
         return wkt.Empty()
 
-    def Delete(self, request: "task.DeleteRequest", _call: "ServerCall") -> "Handler":
+    def Delete(self, request: "task.DeleteRequest", call: "ServerCall") -> "Handler":
         container = self.find(request.id)
         process = container.find(request.exec_id)
         if request.exec_id:
-            yield from execs.delete(container, process)
+            yield from execs.delete(container, process, lambda: call.promise(answers.delete_response(process)))
         else:
             yield from container.delete()
             self.on_deleted()
-        return task.DeleteResponse(
-            pid=process.pid, exit_status=process.status, exited_at=wkt.timestamp(process.exited_at_ns)
-        )
+        return answers.delete_response(process)
 
     # --- what is
 
@@ -217,9 +217,10 @@ class TaskService:
 
     # --- what is done to it
 
-    def Kill(self, request: "task.KillRequest", _call: "ServerCall") -> "Handler":
+    def Kill(self, request: "task.KillRequest", call: "ServerCall") -> "Handler":
         container = self.find(request.id)
         yield from container.kill(container.find(request.exec_id), request.signal, request.all)
+        call.promise(wkt.Empty())  # a successor need not send it once more
         return wkt.Empty()
 
     def Pause(self, request: "task.PauseRequest", _call: "ServerCall") -> "Handler":

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 HOLD, DROP, SETTLED, DONE = b"hold ", b"drop ", b"settled", b"done"
 PIN, UNPIN, PINNED = b"pin ", b"unpin ", b"pinned"
 LISTENER, LOCK = "listener", "lock"
+CONNECTION = "conn."  # how the names of accepted connections and their ledgers begin; no process has such a name
 NAME_MAX_BYTES = 4096
 
 
@@ -99,6 +100,10 @@ class Spares:
         """What a predecessor left under this name; from here on the caller's."""
         fd = self._inherited.pop(name, -1)
         return fd if fd >= 0 else None
+
+    def inherited(self, prefix: str) -> "list[str]":
+        """The names under which a predecessor left something that can be taken."""
+        return [name for name, fd in self._inherited.items() if fd >= 0 and name.startswith(prefix)]
 
     def settle(self) -> None:
         """Everything is as it should be: close what a predecessor left and nobody took.

@@ -23,7 +23,7 @@ from ttrpc.wire_events import EndReceived, MessageReceived, Refused, RequestRece
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from typing import Final
 
     from ttrpc.frames import Frame
@@ -51,14 +51,17 @@ class Connection:
     leave the state as it was. What the peer does wrong never raises: it becomes an event of its stream.
     """
 
-    __slots__ = ("_their_end", "_their_message", "last_id", "late_frames", "open_streams", "reader", "role")
+    __slots__ = ("_seen", "_their_end", "_their_message", "last_id", "late_frames", "open_streams", "reader", "role")
 
-    def __init__(self, role: str, *, unparsed: bytes = b"", last_id: int = 0) -> None:
+    def __init__(
+        self, role: str, *, unparsed: bytes = b"", last_id: int = 0, seen: "Collection[int]" = frozenset()
+    ) -> None:
         self.role = role
         self.reader = FrameReader(unparsed)
         self.last_id = last_id  # newest id given out (caller) or seen (callee)
         self.open_streams: dict[int, str] = {}
         self.late_frames = 0  # arrived for streams no longer open, or make no sense in this role; ignored
+        self._seen = seen  # requests whose frames may come once more, and were dealt with; until the first other one
         self._their_message = _MESSAGE[_OTHER[role]]
         self._their_end = _END[_OTHER[role]]
 
@@ -155,6 +158,11 @@ class Connection:
 
     def _receive_as_callee(self, frame: "Frame", events: "list[Event]") -> None:
         stream_id = frame.stream_id
+        if self._seen:
+            if stream_id in self._seen:
+                return
+            if frame.type == REQUEST:
+                self._seen = frozenset()
         if frame.type == RESPONSE:
             self.late_frames += 1
         elif frame.data is None:

@@ -16,6 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from ttrpc.ledger import Ledger
     from ttrpc.loopdriver import LoopServer
     from ttrpc.peer import Peer
     from ttrpc.wire_events import Event
@@ -53,7 +54,7 @@ class LoopConnection:
         self.peer = peer
         self.core = Connection(CALLEE)
         self.calls: dict[int, ServerCall] = {}
-        self.outbox = Outbox()
+        self.outbox: Outbox | Ledger = Outbox()
         self.is_open = True
         self._at_eof = False
         self._ending = False
@@ -138,6 +139,7 @@ class LoopConnection:
             self.write(self.core.send_response(event.stream_id, error.status))
             return
         self.calls[event.stream_id] = call
+        self._admit(call)
         if call.inbox is not None:
             if event.payload is not None:
                 call.inbox.put(event.payload)
@@ -149,6 +151,15 @@ class LoopConnection:
             if not call.answered:
                 call.fail(Code.INTERNAL, f"the handler could not be started: {error}")
             self.server.on_error(error)
+
+    def _admit(self, call: ServerCall) -> None:
+        """A call is about to be started."""
+
+    def note(self, call: ServerCall, fact: int) -> None:
+        """Have it known of a call, should this process be killed, what was so when it was begun."""
+
+    def promise(self, call: ServerCall, answer: bytes) -> None:
+        """Have the answer of a call known, should this process be killed."""
 
     # --- writing
 

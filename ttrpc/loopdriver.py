@@ -4,16 +4,21 @@ import errno
 import select
 import socket
 
+from ttrpc.errors import PeerViolation
 from ttrpc.inbox import RECEIVE_WINDOW_BYTES
+from ttrpc.kept_connection import KeptConnection
+from ttrpc.ledger import Ledger
 from ttrpc.loop_connection import LoopConnection
 from ttrpc.outbox import HARD_LIMIT_BYTES
-from ttrpc.peer import check_peer
+from ttrpc.peer import check_peer, peer_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, Final, Protocol
 
+    from ttrpc.kept_connection import Holder
+    from ttrpc.peer import Peer
     from ttrpc.server_call import ServerCall
     from ttrpc.service import Registry
 
@@ -41,7 +46,8 @@ class LoopServer:
     """Owns the listener and every accepted connection; borrows the loop and the registry.
 
     ``start(call)`` is called per request, decoded and known to the registry; it must not block. ``on_error`` is told
-    what no caller can be told: refused peers, peers that do not read, failures of callbacks.
+    what no caller can be told: refused peers, peers that do not read, failures of callbacks. With a ``holder`` accepted
+    connections are kept: another process can go on with them (ttrpc.kept_connection).
     """
 
     def __init__(
@@ -56,6 +62,7 @@ class LoopServer:
         window_bytes: int = RECEIVE_WINDOW_BYTES,
         hard_limit_bytes: int = HARD_LIMIT_BYTES,
         trust_any_peer: bool = False,
+        holder: "Holder | None" = None,
     ) -> None:
         listener.setblocking(False)
         self.loop = loop
@@ -67,6 +74,7 @@ class LoopServer:
         self.window_bytes = window_bytes
         self.hard_limit_bytes = hard_limit_bytes
         self.trust_any_peer = trust_any_peer
+        self.holder = holder
         self.connections: set[LoopConnection] = set()
         self._accepting = True
         self._accept_retry: Timer | None = None
@@ -111,9 +119,40 @@ class LoopServer:
             sock.close()
             self.on_error(error)
             return None
-        connection = LoopConnection(self, sock, peer)
+        connection = self._keep(sock, peer) if self.holder is not None else LoopConnection(self, sock, peer)
         self.connections.add(connection)
         return connection
+
+    def _keep(self, sock: socket.socket, peer: "Peer | None") -> LoopConnection:
+        """Have it held; one that cannot be is served all the same."""
+        assert self.holder is not None
+        ledger = None
+        try:
+            ledger = Ledger.create()
+            connection = KeptConnection(self, sock, peer, ledger, self.holder)
+        except OSError as error:
+            if ledger is not None:
+                ledger.close()
+            self.on_error(error)
+            return LoopConnection(self, sock, peer)
+        self.holder.hold(sock, ledger)
+        return connection
+
+    def resume(self, sock: socket.socket, ledger: Ledger) -> "KeptConnection | None":
+        """Go on with a connection of a process that was killed; None, and closed, when that cannot be done.
+
+        Order: before the loop runs on. Both are owned from here on.
+        """
+        assert self.holder is not None, "a connection is held by somebody"
+        connection = KeptConnection(self, sock, None if self.trust_any_peer else peer_of(sock), ledger, self.holder)
+        self.connections.add(connection)
+        try:
+            if connection.resume():
+                return connection
+        except (OSError, ValueError, PeerViolation) as error:
+            self.on_error(OSError(f"a connection cannot be gone on with: {error}"))
+        connection.lose()
+        return None
 
     def lost(self, connection: LoopConnection) -> None:
         """A connection is closed (told by itself)."""

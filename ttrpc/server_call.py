@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
 
+    from ttrpc.ledger import Unanswered
     from ttrpc.loop_connection import LoopConnection
     from ttrpc.peer import Peer
     from ttrpc.service import Method
@@ -44,6 +45,7 @@ class ServerCall:
         "method",
         "on_drain",
         "payload",
+        "recovered",
         "request",
         "stream_id",
     )
@@ -61,6 +63,7 @@ class ServerCall:
         self.is_open = True
         self.answered = False
         self.request: Any = None
+        self.recovered: Unanswered | None = None  # of a call that another process had taken in, and was killed
         self.on_drain: Callable[[], None] | None = None
         self.inbox: Inbox | None = Inbox(connection.server.window_bytes) if method.client_streaming else None
         self._paused = False
@@ -81,6 +84,14 @@ class ServerCall:
     @property
     def peer(self) -> "Peer | None":
         return self.connection.peer
+
+    def begin(self, fact: int) -> None:
+        """Say that it is done from here on, and what is so before it: a successor is told, in `recovered`."""
+        self.connection.note(self, fact)
+
+    def promise(self, message: "Message") -> None:
+        """Say what the answer is, before or after what is done: a successor is told, in `recovered`."""
+        self.connection.promise(self, message.SerializeToString())
 
     # --- answering
 
