@@ -152,7 +152,8 @@ class World:
             if not is_done:
                 call.begin(1)
                 self.effects[call.stream_id] = self.effects.get(call.stream_id, 0) + 1
-        call.reply(Text(data=call.request.data + bytes(call.request.number)))
+        length = call.request.number // (1 + self.kills if wish == "shrink" else 1)
+        call.reply(Text(data=call.request.data + bytes(length)))
 
     def survive(self, act: Any) -> None:
         """Do it; if that kills the server, another follows, and another."""
@@ -213,6 +214,8 @@ def play(world: World) -> None:
         world.request("wait", b"c") + world.request("change", b"d", 7000),
         *(world.request(data=b"e", number=5000) for _ in range(5)),
     ]  # fmt: skip
+    three = b"".join(world.request("shrink", bytes([number]) * 3000, 4000) for number in range(3))
+    pieces += [three[:1000], three[1000:4000], three[4000:]]
     two = world.request("change", b"f") + world.request("wait", b"g" * 3000)
     pieces += [two[:90], two[90:200], two[200:], world.request("", b"h", BIG), world.request("change", b"i")]
     for piece in pieces:
