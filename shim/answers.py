@@ -28,6 +28,21 @@ if TYPE_CHECKING:
 REFUSED, POSSIBLE = 0, 1
 
 
+def begin(tasks: "TaskService", call: "ServerCall") -> "Any":
+    """The answer of a call, or the handler that will have it; None where that answers by itself.
+
+    Raises: whatever the handler does.
+    """
+    if call.recovered is not None:
+        answer = known_answer(tasks, call)
+        if answer is not None:
+            return answer
+    fact = fact_of(tasks, call)
+    if fact is not None:
+        call.begin(fact)
+    return call.handler(call.request, call)
+
+
 def fact_of(tasks: "TaskService", call: "ServerCall") -> "int | None":
     """What is to be noted of a request before it is begun; None for one that can be done twice without harm."""
     rule = _RULES.get(call.method.name)

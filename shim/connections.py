@@ -18,12 +18,14 @@ LEDGER = ".ledger"
 
 
 class Connections:
-    """The server's holder. Owns the names; borrows the fds, which belong to the connections."""
+    """The server's holder. Owns the names, and until `resume` what a predecessor left; later the connections own it."""
 
     def __init__(self, spares: "Spares") -> None:
         self._spares = spares
         self._next = 1
         self.pairs: dict[str, tuple[int, int]] = {}  # by name: the fds of socket and ledger
+        self._left: list[tuple[socket.socket, Ledger]] = []
+        self._take_all()
 
     def hold(self, sock: socket.socket, ledger: Ledger) -> None:
         """Have an accepted connection held. Order: at once, for until then it is lost with us."""
@@ -42,12 +44,11 @@ class Connections:
         self._spares.drop(ledger.name)
         self._spares.drop(ledger.name + LEDGER)
 
-    def resume(self, server: "LoopServer") -> int:
-        """Go on with what a predecessor left; the value is how many. Order: when the service can take calls.
+    def _take_all(self) -> None:
+        """Take what a predecessor left. Order: before the spares are settled, when what nobody took is closed.
 
-        One that had not got its ledger yet, or the ledger not its socket, is closed: nothing was answered on it.
+        A ledger that had not got its socket yet is closed: nothing was answered on it.
         """
-        resumed = 0
         for name in self._spares.inherited(CONNECTION):
             if name.endswith(LEDGER):
                 continue
@@ -61,5 +62,16 @@ class Connections:
             sock, ledger = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fd), Ledger(ledger_fd)
             ledger.name = name
             self._hold(sock, ledger, is_known=True)
-            resumed += server.resume(sock, ledger) is not None
-        return resumed
+            self._left.append((sock, ledger))
+
+    def resume(self, server: "LoopServer") -> int:
+        """Go on with what a predecessor left; the value is how many. Order: when the service can take calls."""
+        left, self._left = self._left, []
+        return sum(server.resume(sock, ledger) is not None for sock, ledger in left)
+
+    def close(self) -> None:
+        """Close what nobody went on with. Idempotent."""
+        for sock, ledger in self._left:
+            sock.close()
+            ledger.close()
+        self._left.clear()

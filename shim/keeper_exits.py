@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 VERSION = 1
 # Exits nobody asked about yet; more dead shims than this at a time have a bundle with their note anyway.
 REMEMBERED_MAX = 1024
+# Bundles whose shim died last: a runtime call it had begun goes on, and leaves us processes later.
+BUNDLES_MAX = 32
 
 
 class Orphans:
@@ -26,10 +28,15 @@ class Orphans:
     def __init__(self, boot_id: str) -> None:
         self._boot_id = boot_id
         self._expected: dict[int, tuple[str, int]] = {}
+        self._bundles: dict[str, int] = {}  # and the shim that died there, newest last
         self.ended: dict[int, tuple[int, int]] = {}
 
     def expect(self, shim_pid: int, bundle: str) -> None:
         """A shim died: its container's processes are ours now, as far as they live or are not reaped."""
+        self._bundles.pop(bundle, None)
+        self._bundles[bundle] = shim_pid
+        if len(self._bundles) > BUNDLES_MAX:
+            del self._bundles[next(iter(self._bundles))]
         for pid, ticks in recorded_processes(bundle).items():
             found = parent_and_start(pid)
             if found is not None and found[0] == os.getpid() and ticks in (None, found[1]):
@@ -41,7 +48,7 @@ class Orphans:
         Order: before it is reaped, so that its pid and start time are still its own.
         """
         now_ns = time.time_ns()
-        bundle, shim_pid = self._expected.pop(pid, ("", 0))
+        bundle, shim_pid = self._expected.pop(pid) if pid in self._expected else self._left_later(pid)
         while len(self.ended) >= REMEMBERED_MAX:
             del self.ended[next(iter(self.ended))]
         self.ended[pid] = (status, now_ns)
@@ -53,6 +60,13 @@ class Orphans:
             }  # fmt: skip
             write_replacing(note_path(bundle, pid), json.dumps(note).encode(), durable=True)
         return bundle
+
+    def _left_later(self, pid: int) -> "tuple[str, int]":
+        """Whose an orphan is that was not there when its shim died: the runtime wrote its pid file before it ended."""
+        for bundle, shim_pid in reversed(self._bundles.items()):
+            if pid in _pids_in_files(bundle):
+                return bundle, shim_pid
+        return "", 0
 
 
 def note_path(bundle: str, pid: object) -> str:
@@ -74,18 +88,25 @@ def recorded_processes(bundle: str) -> "dict[int, int | None]":
 
     The shim wrote state files with both; a pid runc wrote a moment before the shim died is in a pid file only.
     """
-    found: dict[int, int | None] = {}
-    for name in _names(bundle, ".pid"):
-        try:
-            found[Bundle(bundle).read_pid(os.path.join(bundle, name))] = None
-        except (OSError, ValueError):
-            pass  # its writer was killed
+    found: dict[int, int | None] = dict.fromkeys(_pids_in_files(bundle))
     execs = Bundle(bundle).execs_dir
     states = [(Bundle(bundle).read_state() or {}).get("init")]
     states += [_read_json(os.path.join(execs, name)) for name in _names(execs, ".state.json")]
     for state in states:
         if isinstance(state, dict) and isinstance(state.get("pid"), int) and isinstance(state.get("start_ticks"), int):
             found[state["pid"]] = state["start_ticks"]
+    return found
+
+
+def _pids_in_files(path: str) -> "set[int]":
+    """What the runtime wrote: the pids of init and of execs."""
+    bundle, found = Bundle(path), set()
+    for directory in (bundle.path, bundle.execs_dir):
+        for name in _names(directory, ".pid"):
+            try:
+                found.add(bundle.read_pid(os.path.join(directory, name)))
+            except (OSError, ValueError):
+                pass  # its writer was killed
     return found
 
 

@@ -133,21 +133,10 @@ class Shim:
         )
         self.tasks = TaskService(self.parts, metrics.read, self.finish)
         self.tasks.on_deleted = lambda: self.loop.call_later(DELETED_S, lambda: self._end_when_idle(DELETED_S))
-        registry = Registry()
-        for name in SERVICES:
-            registry.register(name, self.tasks)
-        registry.register(SERVICE, ShimService(self.parts, self.tasks, self.started_at_ns))
         self.forwarder = self._make_forwarder()
         self.is_finishing = False
         self.connections = Connections(self.parts.spares)
-        self.server = LoopServer(
-            self.loop,
-            registry,
-            listener=socket.socket(fileno=listener_fd),
-            start=self._start_call,
-            on_error=self._wire_error,
-            holder=self.connections,
-        )
+        self.server = self._make_server(listener_fd)
         self.loop.call_later(IDLE_S, self._end_when_idle)
         log.info(f"serving version={VERSION} pid={os.getpid()} namespace={params.namespace}")
         self.rejoin = self._stay_kept(listener_fd, link.lock_fd)
@@ -186,6 +175,20 @@ class Shim:
         except OSError as error:
             self.log.warning(f"nobody will see if this shim hangs: {error}")
             return None
+
+    def _make_server(self, listener_fd: int) -> LoopServer:
+        registry = Registry()
+        for name in SERVICES:
+            registry.register(name, self.tasks)
+        registry.register(SERVICE, ShimService(self.parts, self.tasks, self.started_at_ns))
+        return LoopServer(
+            self.loop,
+            registry,
+            listener=socket.socket(fileno=listener_fd),
+            start=self._start_call,
+            on_error=self._wire_error,
+            holder=self.connections,
+        )
 
     def _open_journal(self, bundle: Bundle, *, is_new: bool) -> Journal:
         """Begin the journal. That of a task which was deleted in this bundle is put aside: its seqs are not ours."""
@@ -262,12 +265,7 @@ class Shim:
             call.on_cancel(creating.subscribe(lambda _: self.loop.call_soon(lambda: self._start_call(call))))
             return
         try:
-            answer: Any = answers.known_answer(self.tasks, call)
-            if answer is None:
-                fact = answers.fact_of(self.tasks, call)
-                if fact is not None:
-                    call.begin(fact)
-                answer = call.handler(call.request, call)
+            answer = answers.begin(self.tasks, call)
         except Exception as error:  # noqa: BLE001 - translated to the wire here
             self._fail(call, error)
             return
@@ -364,6 +362,7 @@ class Shim:
         """Close what is left. Idempotent enough to follow any failure."""
         self._unlink_socket()
         self.server.close()
+        self.connections.close()
         if self.forwarder is not None:
             self.forwarder.close()
         container = self.tasks.container

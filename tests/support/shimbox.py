@@ -189,13 +189,15 @@ class ShimBox:
     def delete(self, exec_id: str = "") -> Any:
         return self.call("Delete", task.DeleteRequest(id=self.id, exec_id=exec_id))
 
-    def add_exec(self, exec_id: str, args: Sequence[str], *, terminal: bool = False, **streams: Any) -> Any:
+    def exec_request(self, exec_id: str, args: Sequence[str], *, terminal: bool = False, **streams: Any) -> Any:
         process = json.dumps(make_process(args, terminal=terminal)).encode()
         url = "types.containerd.io/opencontainers/runtime-spec/1/Process"
-        request = task.ExecProcessRequest(
+        return task.ExecProcessRequest(
             id=self.id, exec_id=exec_id, terminal=terminal, spec=wkt.any_of(url, process), **streams
         )
-        return self.call("Exec", request)
+
+    def add_exec(self, exec_id: str, args: Sequence[str], *, terminal: bool = False, **streams: Any) -> Any:
+        return self.call("Exec", self.exec_request(exec_id, args, terminal=terminal, **streams))
 
     def run_exec(self, exec_id: str, args: Sequence[str], **streams: str) -> Any:
         """Exec, Start, Wait, Delete: what Delete answered."""
