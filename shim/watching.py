@@ -17,11 +17,16 @@ if TYPE_CHECKING:
 
 # A zombie is looked at so often until its parent has reaped it: the keeper does at once, others when they come to it.
 _LOOK_FIRST_S, _LOOK_MAX_S = 0.002, 0.1
+# So long a keeper may take to note what it has been told of already.
+NOTE_S = 2.0
 
 
 def watch(container: "Container", process: "Process") -> None:
     """Have the process's exit told, with what can be known of it; one that is over already, soon."""
     pidfd = pidfds.open_exactly(process.pid, process.start_ticks, process.inode)
+    if pidfd is None and not process.start_ticks and container.parts.spares.is_connected:
+        container.parts.loop.spawn(_until_noted(container, process))
+        return
     if pidfd is None:
         on_exit(container, process, how_it_ended(container.parts, process, None) or unknown())
         return
@@ -29,6 +34,16 @@ def watch(container: "Container", process: "Process") -> None:
         process.pidfd = os.dup(pidfd)
     process.inode = pidfds.inode(pidfd)
     container.parts.loop.spawn(_until_over(container, process, pidfd))
+
+
+def _until_noted(container: "Container", process: "Process") -> "Handler":
+    """One that was over when its pid was first read: the keeper may be just about to reap it."""
+    pause_s, waited_s = _LOOK_FIRST_S, 0.0
+    while (ended := how_it_ended(container.parts, process, None)) is None and waited_s < NOTE_S:
+        yield Sleep(pause_s)
+        waited_s += pause_s
+        pause_s = min(2 * pause_s, _LOOK_MAX_S)
+    on_exit(container, process, ended or unknown())
 
 
 def _until_over(container: "Container", process: "Process", pidfd: int) -> "Handler":

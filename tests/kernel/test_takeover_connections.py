@@ -33,12 +33,13 @@ def kill(box: KeptBox) -> None:
     """SIGKILL whoever serves; connections stay."""
     dead = box.shim_pid
     os.kill(dead, signal.SIGKILL)
-    wait_until(lambda: (pid := int(box.read("shim.pid") or 0)) not in (0, dead) and note(box, pid), what="a successor")
+    wait_until(lambda: read_pid(box) not in (0, dead), what="a successor")
+    box.shim_pid = read_pid(box)
 
 
-def note(box: KeptBox, pid: int) -> bool:
-    box.shim_pid = pid
-    return True
+def read_pid(box: KeptBox) -> int:
+    """Of the shim; 0 while the file is being written."""
+    return int(box.read("shim.pid") or 0)
 
 
 def test_one_connection_serves_a_life_over_many_shims() -> None:
@@ -176,7 +177,7 @@ class Killer(threading.Thread):
     def run(self) -> None:
         while len(self.killed) < self.count:
             self.is_over.wait(self.chance.choice((0.0, 0.005, 0.05, 0.2)) * self.chance.random())
-            pid = int(self.box.read("shim.pid") or 0)
+            pid = read_pid(self.box)
             if pid and pid not in self.killed:
                 os.kill(pid, signal.SIGKILL)
                 self.killed.append(pid)
