@@ -232,10 +232,11 @@ def live_through(caller: Caller, box: KeptBox, exec_id: str, pid: int) -> None:
     waits = caller.ask("Wait", task.WaitRequest(id=box.id, exec_id=exec_id))
     exec_pid = caller.call("Start", task.StartRequest(id=box.id, exec_id=exec_id)).pid
     assert exec_pid > 0
-    answer = caller.receive(waits)
-    assert task.WaitResponse.FromString(answer.payload or b"").exit_status == 7
+    status = task.WaitResponse.FromString(caller.receive(waits).payload or b"").exit_status
+    # 255: not known, for the shim had reaped it and was killed before that was on disk. Never a guess.
+    assert status in (7, 255)
     gone = caller.call("Delete", task.DeleteRequest(id=box.id, exec_id=exec_id))
-    assert (gone.pid, gone.exit_status) == (exec_pid, 7)
+    assert (gone.pid, gone.exit_status) == (exec_pid, status)
     for stream_id in states:
         state = task.StateResponse.FromString(caller.receive(stream_id).payload or b"")
         assert (state.pid, state.status) == (pid, 2)
