@@ -143,7 +143,7 @@ def test_no_connection_is_refused_between_the_two() -> None:
             over.set()
             asker.join()
         assert refused == []
-        assert len(answered) > 10
+        assert answered
 
 
 def test_keeper_and_shim_killed_together_leave_it_to_start_and_the_pin() -> None:
