@@ -145,7 +145,7 @@ def list_shims(args: argparse.Namespace) -> int:
             made = {**state_of(bundle, timeout_s=ASK_S), "health": "serving", "reason": ""}
         except (CtlError, StatusError) as error:
             made = {"namespace": bundle.namespace, "id": bundle.container_id, "address": bundle.address}
-            made |= {"health": "unreachable", "reason": sentence_of(error)[0]}
+            made |= {"health": "unreachable", "reason": sentence_of(error)[0] + _how_it_is(bundle)}
         known = int(read(os.path.join(bundle.path, "shim.pid")).strip() or 0)
         made["pid"] = known or (made.get("shim") or {}).get("pid")
         found.append(made)
@@ -157,6 +157,18 @@ def list_shims(args: argparse.Namespace) -> int:
     else:
         _print_list(found)
     return 0
+
+
+def _how_it_is(bundle: Bundle) -> str:
+    """What can be seen of a shim that does not answer; nothing if there is none."""
+    import time
+
+    from daemon.ctl.shim_stack import describe
+    from ttrpc.api import pulse
+
+    pid = read(os.path.join(bundle.path, "shim.pid")).strip()
+    look = pulse.look(bundle.path, int(pid), time.monotonic_ns()) if pid.isdecimal() else None
+    return f" ({describe(look)})" if look is not None and look.busy_since_ns is not None else ""
 
 
 def _print_list(found: "list[dict[str, Any]]") -> None:

@@ -102,6 +102,7 @@ def test_a_shim_that_does_not_answer_is_listed_as_such(box: CtlBox) -> None:
     try:
         (found,) = json.loads(box.ctl.output("shim", "list", "--json"))
         assert (found["health"], found["id"]) == ("unreachable", "web")
+        assert f"shim {pid}, state T" in found["reason"]
     finally:
         os.kill(pid, signal.SIGCONT)
 

@@ -60,6 +60,7 @@ class Process:
     cwd: str
     parent: int
     has_children: bool
+    state: str = "S"  # the letter of proc_pid_stat(5)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -190,7 +191,8 @@ def own_processes(bundles_dir: str) -> "tuple[tuple[Process, ...], tuple[Process
             continue
         stat_fields = pulse.read_proc(pid, "stat").rpartition(")")[2].split()
         children = pulse.read_proc(pid, f"task/{pid}/children").split()
-        found = Process(known, comm, cwd, int(stat_fields[1]) if len(stat_fields) > 1 else 0, bool(children))
+        state, parent = (stat_fields[0], int(stat_fields[1])) if len(stat_fields) > 1 else ("", 0)
+        found = Process(known, comm, cwd, parent, bool(children), state)
         if comm == KEEPER_COMM:
             keepers.append(found)
         elif cwd.startswith(bundles_dir + "/"):

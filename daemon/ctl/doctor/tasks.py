@@ -181,6 +181,24 @@ def wedged_shims(facts: Facts) -> Iterator[Finding]:
         )  # fmt: skip
 
 
+def stopped_keepers(facts: Facts) -> Iterator[Finding]:
+    """Keepers that do not move: their processes are there, so nobody starts another."""
+    for keeper in facts.keepers:
+        if keeper.state not in ("T", "t", "D"):
+            continue
+        pid = keeper.identity.pid
+        yield error(
+            "stopped-keeper",
+            f"keeper {pid}",
+            f"it does not move (state {keeper.state})",
+            "starts fall back to shims of their own, and no successor is raised for one of its shims that dies",
+            f"let it go on: kill -CONT {pid}",
+            Repair(f"SIGCONT to pid {pid}", lambda keeper=keeper: repairs.go_on(keeper.identity))  # type: ignore[misc]
+            if keeper.state == "T"
+            else None,
+        )
+
+
 def _trouble(looks: "object", after_s: float) -> str:
     """What two looks show that has lasted: nothing for a shim that moved in between."""
     if not isinstance(looks, tuple):
@@ -202,6 +220,7 @@ def _pid(one: Bundle) -> int:
 CHECKS = (
     daemon_is_there,
     wedged_shims,
+    stopped_keepers,
     lost_shims,
     lost_bundles,
     orphan_shims,

@@ -132,6 +132,16 @@ def test_wedged_shims(first: dict[str, Any], second: dict[str, Any], expected: A
     assert told(bundle(shim=ME, init=ME), rows={"c": row()}, looks=looks) == expected
 
 
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [("S", []), ("T", [("stopped-keeper", "error", True)]), ("t", [("stopped-keeper", "error", False)])],
+)
+def test_keepers(state: str, expected: Any) -> None:
+    keeper = Process(Identity(9, 9), "shimd-keeper", "/", 1, has_children=True, state=state)
+
+    assert told(keepers=(keeper,)) == expected
+
+
 def test_versions() -> None:
     record = shimd.ShimRecord(namespace="ns", container_id="c", version="0.0.1")
     foreign = shimd.ShimRecord(namespace="ns", container_id="g", version="containerd-shim-runc-v2 1.6")
