@@ -20,7 +20,7 @@ MISDEEDS = {
 
 
 def measure(rig: Rig, ours: Daemon, peer: Daemon, sizes: dict[str, int]) -> Figures:
-    """The longest and the 99th percentile of Task.State, per misdeed. `ctr run -d` keeps no output: the peer's is lost."""
+    """The longest and the 99th percentile of Task.State, per misdeed; of the peer, `ctr run -d` keeps no output."""
     figures: Figures = {}
     for side in (ours, peer):
         side.run("neighbour")
