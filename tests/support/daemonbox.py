@@ -256,6 +256,12 @@ class DaemonBox:
     def bundle(self, container_id: str) -> str:
         return f"{self.state}/io.containerd.runtime.v2.task/{NAMESPACE}/{container_id}"
 
+    def lose(self, container_id: str, shim_pid: int, init_pid: int) -> None:
+        """Kill shim and init, and take away what a successor would need: the task is lost for good."""
+        os.unlink(os.path.join(self.bundle(container_id), "state.json"))
+        os.kill(shim_pid, signal.SIGKILL)
+        os.kill(init_pid, signal.SIGKILL)
+
     # --- the end
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from daemon import restart
+from daemon.faults import ARMED
 from tests.support.daemonbox import CONTAINERS, NAMESPACE, SHIMD, DaemonBox, restart_labels
 from tests.support.waiting import wait_until
 from tests.system.test_daemon_restart_policy import STOPPED, is_running_again, labels_of, update_label
@@ -152,9 +153,7 @@ def test_a_shim_that_is_lost_for_good_leaves_it_to_the_daemon(box: DaemonBox) ->
     pid = box.run("c1", "sleep", "1000", labels=restart_labels("always"))
     first, shim_pid = box.shim("c1").incarnation, box.shim("c1").pid
     box.kill()
-    os.unlink(os.path.join(box.bundle("c1"), "state.json"))
-    os.kill(shim_pid, signal.SIGKILL)
-    os.kill(pid, signal.SIGKILL)
+    box.lose("c1", shim_pid, pid)
     box.start()
     wait_until(lambda: is_running_again(box, "c1", pid), deadline_s=30, what="the restart")
     assert box.shim("c1").incarnation.partition(".")[0] != first
@@ -178,3 +177,20 @@ def test_the_next_run_has_the_spec_that_is_on_record_by_then(box: DaemonBox) -> 
     box.call(CONTAINERS, "Update", request, ns=NAMESPACE)
     box.signal("c1")
     wait_until(lambda: box.output("c1") == "old\nnew\n", what="the output of the next run")
+
+
+@pytest.mark.parametrize("point", ["ingest.before_commit", "ingest.committed", "ingest.acknowledged"])
+def test_killed_around_the_commit_of_a_run_it_knows_each_once(point: str) -> None:
+    """At the seventh batch: in the middle of the restarts."""
+    with DaemonBox(environ={"SHIMD_FAULTS": f"{point}=kill@7", "SHIMD_FAULTS_ARMED": ARMED}) as box:
+        box.environ.clear()
+        box.run("c1", *FIVE, labels=restart_labels("always"))
+        wait_until(lambda: box.daemon is not None and box.daemon.poll() is not None, what=f"{point} to be reached")
+        assert box.gone() == -signal.SIGKILL
+        box.start()
+        wait_until(lambda: box.shim("c1").restarts == 5, deadline_s=30, what="five restarts")
+        wait_until(lambda: is_running_again(box, "c1", 0), what="the run that stays")
+
+        assert runs(box.exits("c1")) == [0, 1, 2, 3, 4]
+        assert shimd_topics(box) == ["/shimd/restarting"] * 5
+        assert labels_of(box, "c1")[restart.COUNT_LABEL] == "5"
