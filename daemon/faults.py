@@ -1,11 +1,14 @@
 """Fault points: named places where a test may have the daemon killed, so that recovery is proven and not hoped for.
 
-Inert unless both SHIMD_FAULTS (``name=kill[@N]``, comma separated: SIGKILL at the Nth pass) and
-SHIMD_FAULTS_ARMED=yes-kill-me are in the environment when the daemon starts.
+Inert unless SHIMD_FAULTS_ARMED=yes-kill-me is in the environment when the daemon starts, together with SHIMD_FAULTS
+(``name=kill[@N]``, comma separated: SIGKILL at the Nth pass) or SHIMD_FAULTS_DIR. In that directory a point looks for
+the file daemon.NAME and takes it, by renaming it to daemon.NAME.hit.PID, so that it counts once: at a FIFO the daemon
+stops until somebody has opened that for writing; at anything else it dies.
 """
 
 import os
 import signal
+import stat
 from collections.abc import Mapping
 
 # In the order in which one container's life passes them.
@@ -62,6 +65,7 @@ class UnknownFault(ValueError):
 
 
 _remaining: dict[str, int] = {}
+_directory = ""
 
 
 def arm(environ: Mapping[str, str]) -> None:
@@ -69,9 +73,12 @@ def arm(environ: Mapping[str, str]) -> None:
 
     Raises: UnknownFault, so that a misspelt point never passes for a survived one.
     """
+    global _directory
     _remaining.clear()
+    is_armed = environ.get("SHIMD_FAULTS_ARMED") == ARMED
+    _directory = environ.get("SHIMD_FAULTS_DIR", "") if is_armed else ""
     text = environ.get("SHIMD_FAULTS", "")
-    if not text or environ.get("SHIMD_FAULTS_ARMED") != ARMED:
+    if not text or not is_armed:
         return
     for item in text.split(","):
         name, _, action = item.strip().partition("=")
@@ -84,10 +91,24 @@ def arm(environ: Mapping[str, str]) -> None:
 
 
 def point(name: str) -> None:
-    """Pass a named place; dies here when this was the pass a test asked for."""
+    """Pass a named place; dies or stops here when this was the pass a test asked for."""
     assert name in POINTS, name
+    if _directory:
+        _fall_into(os.path.join(_directory, f"daemon.{name}"))
     if name not in _remaining:
         return
     _remaining[name] -= 1
     if _remaining[name] == 0:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _fall_into(trap: str) -> None:
+    taken = f"{trap}.hit.{os.getpid()}"
+    try:
+        os.rename(trap, taken)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISFIFO(os.stat(taken).st_mode):
+        os.kill(os.getpid(), signal.SIGKILL)
+    with open(taken, "rb", buffering=0) as gate:
+        gate.read()

@@ -1,5 +1,6 @@
 """Attach streams: any number of clients on one process's live stdio, each at its own pace."""
 
+from shim import faults
 from ttrpc.api import shim as api
 
 TYPE_CHECKING = False
@@ -301,7 +302,9 @@ class Inputs:
             if kind == "resize":
                 self.resize(received.resize.width, received.resize.height)
             elif kind == "stdin" and stdin and self.outlet is not None:
+                faults.point("attach.input")
                 self.outlet.write(received.stdin)
+                faults.point("attach.written")
                 if self.outlet.full and call.is_open:
                     self._waiting.append(call)
                     call.pause()

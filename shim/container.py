@@ -5,7 +5,7 @@ import os
 import signal
 import time
 
-from shim import cgroups, mounts, pidfds, pins, runc
+from shim import cgroups, faults, mounts, pidfds, pins, runc
 from shim.bundle import parse_object
 from shim.ending import ENDING_S, execs_started, kill_everyone, thaw
 from shim.errors import failed_precondition, internal, not_found, unknown
@@ -202,7 +202,9 @@ class Container:
             yield from self.lock.acquire()
             try:
                 init.started_at_ns = time.time_ns()
+                faults.point("start.begun")
                 yield from self._run_start()
+                faults.point("start.run")
             finally:
                 self.lock.release()
             init.lifecycle.record("started")
@@ -259,7 +261,9 @@ class Container:
             self.is_pausing = True  # no exec starts from here on
             try:
                 yield from execs_started(self)
+                faults.point("pause.begun")
                 yield from self.runc.call(self.parts.reaper, "pause", "pause", self.id, deadline_s=runc.PAUSE_S)
+                faults.point("pause.run")
             except StatusError:
                 yield from thaw(self)  # a freeze that was cut short must not leave the container half frozen
                 raise
@@ -279,7 +283,9 @@ class Container:
         yield from self.lock.acquire()
         try:
             self.require("resume")
+            faults.point("resume.begun")
             yield from self.runc.call(self.parts.reaper, "resume", "resume", self.id, deadline_s=runc.PAUSE_S)
+            faults.point("resume.run")
             if self.state == PAUSED:
                 self.init.lifecycle.record("resumed")
                 save_and_tell(self, "/tasks/resumed", events.TaskResumed(container_id=self.id))
@@ -296,10 +302,12 @@ class Container:
         yield from self.lock.acquire()
         try:
             self.require("update")
+            faults.point("update.begun")
             yield from self.runc.call(
                 self.parts.reaper, "update", "update", "--resources=-", self.id,
                 deadline_s=runc.UPDATE_S, input_bytes=resources,
             )  # fmt: skip
+            faults.point("update.run")
         finally:
             self.lock.release()
 
@@ -351,8 +359,11 @@ class Container:
         yield from self.lock.acquire()
         try:
             self.find("")
+            faults.point("delete.begun")
             yield from self.run_delete()
+            faults.point("delete.run")
             self._release()
+            faults.point("delete.released")
             init.lifecycle.record("deleted")
         finally:
             self.lock.release()

@@ -2,7 +2,7 @@
 
 import os
 
-from shim import mounts, runc
+from shim import faults, mounts, runc
 from shim.bundle import remove
 from shim.ending import on_exit
 from shim.errors import already_exists, unknown
@@ -36,18 +36,22 @@ def create(container: "Container", request: "CreateTaskRequest") -> "Handler":
     planned = mounts.plan(request.rootfs, bundle.rootfs)
     check_unused(container)
     has_run = False
+    faults.point("create.begun")
     try:
         bundle.make_directories()
         _write_options(container)
         container.reserve_exit("")
         save(container)
+        faults.point("create.saved")
         if planned:
             os.makedirs(bundle.rootfs, mode=0o711, exist_ok=True)
             mounts.mount_all(planned, bundle.rootfs)
+            faults.point("create.mounted")
             container.mounted = True
             save(container)
         stdio = container.open_stdio(container.init)
         yield from stdio.prepare()
+        faults.point("create.streams_open")
         has_run = True
         yield from bring_up(container, container.init, stdio, request.rootfs)
     except Exception as error:
@@ -86,8 +90,11 @@ def bring_up(
         yield from container.runc.call(
             parts.reaper, "create", *arguments, container.id, deadline_s=runc.CREATE_S, stdio=stdio.child_ends()
         )
+        faults.point("create.run")
         ended = yield from container.adopt(init, pid_file)
+        faults.point("create.adopted")
         yield from container.pin(init)
+        faults.point("create.pinned")
         born()
         container.watch_cgroup()
         init.lifecycle.record("created")

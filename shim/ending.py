@@ -3,7 +3,7 @@
 import signal
 import time
 
-from shim import cgroups, keeper_exits, runc
+from shim import cgroups, faults, keeper_exits, runc
 from shim.bundle import remove
 from shim.exits import SOURCE_KEEPER, SOURCE_WAITID, Ended, Exit
 from shim.lifecycle import STOPPED
@@ -44,13 +44,16 @@ def end(container: "Container", process: "Process", ended: Ended) -> "Handler":
     """Tell a process's exit. Order: after its start, its output, the OOM that caused it, and, for init, all execs."""
     if process.starting is not None:
         yield Fired(process.starting)
+    faults.point("exit.reaped.", process.name)
     for step in (_end_others, _drain, _look_for_oom):
         try:
             yield from step(container, process)
         except Exception as error:  # noqa: BLE001 - whatever goes wrong before it, an exit is told
             container.parts.log.failure(f"on the exit of {process.name}", error)
+    faults.point("exit.drained.", process.name)
     record = _record(container, process, ended)
     yield from _put_on_disk(container, record)
+    faults.point("exit.recorded.", process.name)
     _tell(container, process, record)
 
 
@@ -125,13 +128,16 @@ def _tell(container: "Container", process: "Process", record: Exit) -> None:
         save(container)
     else:
         save_exec(container, process)
+    faults.point("exit.saved.", process.name)
     container.parts.tell("/tasks/exit", exit_event(record), record)
+    faults.point("exit.told.", process.name)
     if process.stdio is not None:
         process.stdio.exited(record.to_message())
     if not process.told.fired:  # else deleted meanwhile: its waiters have been told so
         process.told.fire(record)
     if process is container.init:
         container.unpin(process)  # what it keeps is on disk now
+    faults.point("exit.done.", process.name)
     if record.source == SOURCE_KEEPER:
         remove(keeper_exits.note_path(container.parts.bundle.path, record.pid))
     if process is container.init and container.restart is not None:

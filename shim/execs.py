@@ -4,7 +4,7 @@ import json
 import signal
 import time
 
-from shim import kernel, runc
+from shim import faults, kernel, runc
 from shim.bundle import parse_object, remove, write_replacing
 from shim.ending import ENDING_S, on_exit
 from shim.errors import already_exists, failed_precondition, invalid_argument, not_found, unknown
@@ -40,6 +40,7 @@ def add(container: "Container", exec_id: str, io: "StdioRequest", spec: bytes) -
     if exec_id in container.execs:
         raise already_exists(f"id {exec_id}")
     process_spec = check_process(spec, io.terminal)
+    faults.point("exec.begun")
     process = Process(exec_id, io)
     container.open_stdio(process)
     try:
@@ -48,6 +49,7 @@ def add(container: "Container", exec_id: str, io: "StdioRequest", spec: bytes) -
         process.close(container.parts)
         raise unknown(f"cannot write the process of exec {exec_id}: {error.strerror}") from None
     container.execs[exec_id] = process
+    faults.point("exec.written")
     added = events.TaskExecAdded(container_id=container.id, exec_id=exec_id)
     save_and_tell(container, "/tasks/exec-added", added, process)
 
@@ -103,6 +105,7 @@ def _run(container: "Container", process: Process) -> "Handler":
     container.reserve_exit(process.exec_id)
     stdio = process.stdio or container.open_stdio(process)  # closed when an earlier start failed
     yield from stdio.prepare()
+    faults.point("exec_start.begun")
     arguments = ["exec", "--detach", "--process", _file(container, process.exec_id, "process.json")]
     arguments += ["--pid-file", pid_file]
     if stdio.console_socket:
@@ -112,7 +115,9 @@ def _run(container: "Container", process: Process) -> "Handler":
         parts.reaper, "exec", *arguments, container.id,
         deadline_s=runc.EXEC_S, stdio=stdio.child_ends(), log_path=_file(container, process.exec_id, "log.json"),
     )  # fmt: skip
+    faults.point("exec_start.run")
     ended = yield from container.adopt(process, pid_file)
+    faults.point("exec_start.adopted")
     process.lifecycle.record("started")
     remove(_file(container, process.exec_id, "process.json"))
     started = events.TaskExecStarted(container_id=container.id, exec_id=process.exec_id, pid=process.pid)
@@ -154,8 +159,10 @@ def delete(container: "Container", process: Process, about_to: "Callable[[], Non
         raise not_found(f"process does not exist {process.exec_id}")
     if about_to is not None:
         about_to()
+    faults.point("exec_delete.begun")
     process.close(container.parts)
     remove_files(container.parts, process.exec_id)
+    faults.point("exec_delete.done")
     if not process.told.fired:
         process.told.fire(None)
 
@@ -183,6 +190,7 @@ def forget_surplus(container: "Container", stored_seq: int) -> None:
 def remove_files(parts: "Parts", exec_id: str) -> None:
     """Order: the exit record first. Without it, a state file that says `stopped` tells of a delete cut short."""
     parts.exits.forget(exec_id)
+    faults.point("exec_delete.half")
     for name in ("process.json", "pid", "log.json", "state.json"):
         remove(parts.bundle.file("execs", f"{exec_id}.{name}"))
 

@@ -9,7 +9,7 @@ import gc
 import os
 import sys
 
-from shim import keeper_home, kernel
+from shim import faults, keeper_home, kernel
 from shim.keeper_code import Edition, preload
 from shim.keeper_memory import merge_equal_pages
 
@@ -26,6 +26,7 @@ def main() -> int:
     gc.disable()
     os.chdir("/")
     os.umask(0o022)
+    faults.arm(os.environ)
     edition = Edition()
     words = keeper_home.move_out(os.environ.get("SHIMD_KEEPER_CGROUP", keeper_home.NAME))
     preload()

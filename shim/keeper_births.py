@@ -2,7 +2,7 @@
 
 import os
 
-from shim import kernel, start
+from shim import faults, kernel, start
 from shim.__main__ import UsageError, check, make_params, parse_flags
 from shim.keeper_peer import Different, Manners, World, file_mode_mask, parent_of
 from shim.keeper_template import hand_over
@@ -47,6 +47,7 @@ class Birth:
         for name in NOT_FOR_SHIMS:
             self.params.environment.pop(name, None)
         self.listener, self.bundle_fd = start.claim(self.params)
+        faults.point("keeper.claimed")
 
     def complete(self, spare: "socket.socket", pid: int) -> "Ward | None":
         """Make a waiting copy this shim, and answer. The answer binds both: if it cannot be sent, nothing was done.
@@ -58,12 +59,16 @@ class Birth:
             kernel.raise_oom_score_adj(pid, kernel.oom_score_adj(parent_of(self.peer_pid)) + 1)
             if self.params.shim_cgroup:
                 start.join_cgroup(self.params.shim_cgroup, pid)
-            self.connection.send(pack_answer(OK, start.publish(self.params, pid)))
+            answer = pack_answer(OK, start.publish(self.params, pid))
+            faults.point("keeper.published")
+            self.connection.send(answer)
+            faults.point("keeper.answered")
         except BaseException:
             self.abandon()
             raise
         try:
             hand_over(spare, self.params, self.mask, self.changes, [self.listener.fileno(), self.bundle_fd])
+            faults.point("keeper.handed")
         except OSError:  # it was killed just now: whoever dials finds nobody, as with any shim without a task
             self.abandon()
             return None
@@ -107,8 +112,10 @@ class Succession:
         passed = ward.passed
         fds = [ward.spares[LISTENER], ward.spares[LOCK], *passed.values()]
         ward.succeed(spare, pid)
+        faults.point("keeper.succession_begun")
         try:
             hand_over(spare, ward.params, ward.mask, changes, fds, (list(ward.spares), list(passed)))
+            faults.point("keeper.succession_handed")
         except OSError:
             pass  # it was killed just now: that is told, and then there will be another
         return ward

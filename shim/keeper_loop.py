@@ -6,7 +6,7 @@ import signal
 import socket
 import time
 
-from shim import kernel
+from shim import faults, kernel
 from shim.keeper_adoption import adopt
 from shim.keeper_births import REFUSALS, Birth, Succession, refuse
 from shim.keeper_exits import Orphans
@@ -246,6 +246,7 @@ class Keeper:
             ward.close()
             return
         self.log.info(f"raising a successor in {ward.bundle}")
+        faults.point("keeper.shim_ended")
         if not is_adopted:  # else its pid may be another's by now
             try:
                 ward.manners = Manners(ward.pid)
@@ -269,6 +270,7 @@ class Keeper:
                 self._shim_ended(ward, status)
             elif not self.nursery.ended(pid, status):
                 self._note(pid, status)
+                faults.point("keeper.noted")
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
         self.loop.call_soon(self._end_if_done)
 

@@ -12,7 +12,7 @@ import marshal
 import os
 import socket
 
-from shim import kernel
+from shim import faults, kernel
 from shim.keeper_memory import settle
 from shim.keeper_rehearsal import rehearse_in_memory
 from shim.params import Params
@@ -110,6 +110,7 @@ def fork_template(*, rehearse_in: str = "") -> Template:
     if pid == 0:
         try:
             reset_signals()
+            faults.arm({})  # that is the keeper's: a shim is armed by its own start
             os.close(ours.detach())
             close_all_but({0, 1, 2, theirs.fileno()})
             gc.disable()

@@ -5,7 +5,7 @@ import signal
 import socket
 from array import array
 
-from shim import pins
+from shim import faults, pins
 from shim.keeper_looks import read_pid
 from shim.spares import CONNECTION, DONE, DROP, HOLD, NAME_MAX_BYTES, PIN, PINNED, SETTLED, UNPIN
 from shim.successor import DOOMED
@@ -78,12 +78,14 @@ class Ward:
             if len(self.spares) < SPARES_MAX or name in self.spares:
                 self._drop(name)
                 self.spares[name] = fds.pop()
+                faults.point("keeper.held")
             else:
                 self.refused += 1
         elif message.startswith(DROP):
             self._drop(name)
         elif message.startswith(PIN) and len(fds) == 1:
             self._do(lambda: pins.pin(fds[0], os.fsdecode(message[len(PIN) :])))
+            faults.point("keeper.pinned")
             self._say(PINNED)
         elif message.startswith(UNPIN):
             self._do(lambda: pins.unpin(os.fsdecode(message[len(UNPIN) :])))

@@ -6,7 +6,7 @@ import fcntl
 import os
 import stat
 
-from shim import jsonlines, pipes
+from shim import faults, jsonlines, pipes
 from shim.appendlock import AppendLock
 from shim.errors import failed_precondition, invalid_argument, resource_exhausted
 from shim.records import PART, Records, advance
@@ -198,6 +198,7 @@ class LogFile:
                 self._fail(error)
             return None
         if moved:
+            faults.point("log.spliced")
             self.size_bytes += moved
             self._recovered()
             if self._max_size_bytes and self.size_bytes >= self._max_size_bytes:
@@ -299,6 +300,7 @@ class LogFile:
         self._pending_bytes -= len(batch)
         self.size_bytes += len(batch)
         self._head_sent = 0
+        faults.point("log.written")
         advance(mark, len(batch))
         self._note()
 
@@ -391,6 +393,7 @@ class LogFile:
         os.close(self._fd)
         self._fd = new_fd
         self._inode = os.fstat(new_fd).st_ino
+        faults.point("rotate.renamed")
         self._note()
         for follower in list(self.followers):
             follower.log_rotated(finished, taken_age)

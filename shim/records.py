@@ -4,7 +4,7 @@ import errno
 import os
 import time
 
-from shim import jsonlines
+from shim import faults, jsonlines
 from shim.spool import ROLL_BYTES
 from shim.stamps import Stamper
 
@@ -41,12 +41,16 @@ class Records:
         spool = self.book.spools[stream] if self.book is not None else None
         if spool is not None and spool.is_on:
             try:
-                return spool.move(source_fd, count), True
+                data = spool.move(source_fd, count)
+                faults.point("log.spooled")
+                return data, True
             except BlockingIOError:
                 raise
             except OSError as error:
                 spool.is_on = error.errno not in (errno.EINVAL, errno.ENOSYS)
-        return os.read(source_fd, count), False
+        data = os.read(source_fd, count)
+        faults.point("log.read")
+        return data, False
 
     def feed(self, stream: str, data: bytes, *, is_spooled: bool) -> "Batch":
         """The records which this output completes."""

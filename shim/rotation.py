@@ -4,6 +4,8 @@ import contextlib
 import fcntl
 import os
 
+from shim import faults
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +28,7 @@ def rotate(path: str, max_files: int, open_file: "Callable[[str], int]") -> "tup
     Raises: OSError with the active file as it was.
     """
     tidy(path)
+    faults.point("rotate.begun")
     fresh = path + FRESH
     fd = open_file(fresh)
     try:
@@ -35,9 +38,11 @@ def rotate(path: str, max_files: int, open_file: "Callable[[str], int]") -> "tup
         while taken in ages and taken < max_files - 1:
             taken += 1
         taken = min(taken, max_files - 1)
+        faults.point("rotate.made")
         for age in range(taken, 0, -1):
             with contextlib.suppress(FileNotFoundError):
                 os.rename(rotated_path(path, age - 1), rotated_path(path, age))
+        faults.point("rotate.moved")
         os.rename(fresh, path)  # with max_files 1 the old file ends here
     except BaseException:
         os.close(fd)

@@ -6,7 +6,7 @@ a shim killed between the two leaves what its successor needs to tell it, once.
 
 import os
 
-from shim import kernel
+from shim import faults, kernel
 from shim.bundle import STATE_VERSION
 from ttrpc.api import wkt
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 def save_and_tell(container: "Container", topic: str, event: "Message", process: "Process | None" = None) -> None:
     """Write the changed state, of an exec when that is given, with the event that tells of it; then tell it."""
+    faults.point("tell.begun", topic)
     packed = wkt.pack(event)
     telling = {
         "seq": container.parts.journal.last_seq + 1,
@@ -33,7 +34,9 @@ def save_and_tell(container: "Container", topic: str, event: "Message", process:
         save(container, telling)
     else:
         save_exec(container, process, telling)
+    faults.point("tell.saved", topic)
     container.parts.tell(topic, event)
+    faults.point("tell.told", topic)
 
 
 def save_process(container: "Container", process: "Process") -> None:

@@ -11,7 +11,7 @@ import signal
 import socket
 import time
 
-from shim import answers, cgroups, kernel, metrics, takeover
+from shim import answers, cgroups, faults, kernel, metrics, takeover
 from shim.bundle import Bundle, remove, write_replacing
 from shim.connections import Connections
 from shim.delete import response
@@ -67,6 +67,7 @@ def serve(listener_fd: int, params: Params, link: "KeeperLink | None" = None) ->
 
     Owns: the listener and its path. Order: the caller has given us fds 0, 1, 2 that nobody waits for.
     """
+    faults.arm(params.environment)
     log = ShimLog(params.bundle, params.id, debug=params.debug)
     try:
         shim = Shim(listener_fd, params, log, link)
@@ -325,12 +326,16 @@ class Shim:
         start a new shim, or remove the bundle.
         """
         if not self.is_finishing:
+            faults.point("shutdown.begun")
             self.rejoin.close()
             self.parts.spares.finish()
+            faults.point("shutdown.excused")
             self._unlink_socket()
+            faults.point("shutdown.unlinked")
             self._leave_answer()
         if answer is not None:
             answer()
+            faults.point("shutdown.answered")
         if not self.is_finishing:
             self.is_finishing = True
             self.server.finish(self._say_farewell, deadline_s=FINISH_S)

@@ -3,7 +3,7 @@
 
 import os
 
-from shim import execs
+from shim import execs, faults
 from shim.errors import failed_precondition, invalid_argument, not_found
 from shim.journal import Cursor
 from shim.lifecycle import DELETED
@@ -83,7 +83,9 @@ class ShimService:
             raise failed_precondition("this shim's events are acknowledged by containerd, to which they are forwarded")
         if request.seq > journal.last_seq:
             raise invalid_argument(f"seq {request.seq} is beyond the newest record, {journal.last_seq}")
+        faults.point("ack.begun")
         journal.ack(request.seq)
+        faults.point("ack.done")
         if self._tasks.container is not None:
             execs.forget_surplus(self._tasks.container, journal.acked_seq)
         return wkt.Empty()
@@ -136,7 +138,9 @@ class ShimService:
         process = self._tasks.find("").find(message.open.exec_id)
         if process.stdio is None:
             raise failed_precondition("the process has no streams: it was deleted, or its start failed")
+        faults.point("attach.begun")
         process.stdio.attach(call, message.open)
+        faults.point("attach.opened")
 
 
 class Follower:

@@ -7,7 +7,7 @@ settled by facts; what ended meanwhile has the status that the keeper noted, or 
 import json
 import time
 
-from shim import creation, execs
+from shim import creation, execs, faults
 from shim.bundle import read_file
 from shim.container import Container
 from shim.ending import exit_event
@@ -38,17 +38,21 @@ def begin(tasks: "TaskService", state: "dict[str, Any]") -> "Handler":
     Raises: OSError, ValueError, KeyError: then this shim must not serve, for it would say there is no container.
     """
     parts = tasks.parts
+    faults.point("takeover.begun")
     container = tasks.container = restore(parts, state)
     tasks.restoring = restoring = Signal()
     programs = {process.log_program[0] for process in container.processes() if process.log_program is not None}
     yield from wait_for_runtimes(parts, int(state["shim_pid"]), programs)
+    faults.point("takeover.waited")
     retell(container, state)
+    faults.point("takeover.retold")
     if container.restart is not None:
         yield from container.restart.settle_create()
     if container.state == CREATING and not (yield from _settle_create(container)):
         tasks.container = None
     else:
         yield from _settle(container)
+    faults.point("takeover.settled")
     parts.spares.settle()
     if tasks.container is not None and container.restart is not None:
         container.restart.resume()

@@ -1,0 +1,42 @@
+"""Fault points: named places where a test stops this process, or has it die, so that recovery is proven, not hoped for.
+
+Inert unless this process was started with both SHIMD_SHIM_FAULTS and SHIMD_SHIM_FAULTS_ARMED=yes-kill-me: a shim is armed by
+the environment of its own `start`, never by the keeper's. Then a point looks for its name in that directory and takes
+it, by renaming it to NAME.hit.PID, so that it counts once: at a FIFO the process stops until somebody has opened that
+for writing; at anything else it dies by SIGKILL. The counterpart in the daemon is daemon/faults.py.
+"""
+
+import os
+import stat
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+ARMED = "yes-kill-me"
+
+directory = ""
+
+
+def arm(environment: "Mapping[str, str]") -> None:
+    """Take what the environment of the start says, once: at the beginning of a process."""
+    global directory
+    directory = environment.get("SHIMD_SHIM_FAULTS", "") if environment.get("SHIMD_SHIM_FAULTS_ARMED") == ARMED else ""
+
+
+def point(name: str, detail: str = "") -> None:
+    """Pass a named place. Blocks or dies there when a test has armed this process and laid a trap."""
+    if directory:
+        _fall_into(os.path.join(directory, name + detail.replace("/", ".")))
+
+
+def _fall_into(trap: str) -> None:
+    taken = f"{trap}.hit.{os.getpid()}"
+    try:
+        os.rename(trap, taken)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISFIFO(os.stat(taken).st_mode):
+        os.kill(os.getpid(), 9)
+    with open(taken, "rb", buffering=0) as gate:
+        gate.read()

@@ -1,0 +1,115 @@
+"""The steps of the kill matrix, numbered in the order of a container's life, and how a cell of it is run and shown.
+
+A new step is one more line in STEPS: its name is that of a fault point (shim/faults.py, daemon/faults.py with `daemon.`
+before it, or a gate of matrixbox.RUNC_PROGRAM with `runc.`), and says who stands still there.
+"""
+
+import time
+from dataclasses import dataclass, field
+
+from tests.support.matrixbox import ANSWER_S, DAEMON, KEEPER, RUNC, SHIM, MatrixBox, Strike
+from tests.support.matrixlife import Life, finish, lead
+
+
+def tell(topic: str) -> list[str]:
+    """An event's way: nothing of it on disk; in the state file; in the journal, not answered."""
+    return [f"tell.{part}.tasks.{topic}" for part in ("begun", "saved", "told")]
+
+
+def ended(name: str) -> list[str]:
+    return [f"exit.{part}.{name}" for part in ("reaped", "drained", "recorded", "saved", "told", "done")]
+
+
+# By operation. The order is the order in which a life passes them.
+STEPS: dict[str, list[str]] = {
+    "create": [
+        "create.begun", "create.saved", "create.mounted", "create.streams_open", "create.run", "create.adopted",
+        "create.pinned", *tell("create"), "runc.create.begun", "runc.create.half", "runc.create.done",
+    ],
+    "start": ["start.begun", "start.run", *tell("start"), "runc.start.begun", "runc.start.done"],
+    "exec": [
+        "exec.begun", "exec.written", *tell("exec-added"), "exec_start.begun", "exec_start.run", "exec_start.adopted",
+        *tell("exec-started"), "runc.exec.begun", "runc.exec.done", *ended("exec.e1"),
+        "exec_delete.begun", "exec_delete.half", "exec_delete.done",
+    ],
+    "attach": ["attach.begun", "attach.opened", "attach.input", "attach.written"],
+    "log": ["log.spliced", "log.spooled", "log.written", "log.read"],
+    "rotation": ["rotate.begun", "rotate.made", "rotate.moved", "rotate.renamed"],
+    "pause": ["pause.begun", "pause.run", *tell("paused"), "runc.pause.begun", "runc.pause.done"],
+    "resume": ["resume.begun", "resume.run", *tell("resumed"), "runc.resume.begun", "runc.resume.done"],
+    "update": ["update.begun", "update.run", "runc.update.begun", "runc.update.done"],
+    "exit": ended("init"),
+    "ack": ["ack.begun", "ack.done"],
+    "delete": [
+        "delete.begun", "delete.run", "delete.released", *tell("delete"), "runc.delete.begun", "runc.delete.half",
+        "runc.delete.done", "shutdown.begun", "shutdown.excused", "shutdown.unlinked", "shutdown.answered",
+    ],
+}  # fmt: skip
+# What a life must be like for a step to come.
+SCHEMES = {"log.spooled": "json", "log.written": "json", "log.read": "tty"}
+HOOKS = {"runc.create.half": "createRuntime", "runc.delete.half": "poststop"}
+SINGLE = ((DAEMON,), (KEEPER,), (SHIM,), (RUNC,))
+PAIRS = ((DAEMON, KEEPER), (DAEMON, SHIM), (KEEPER, SHIM), (DAEMON, RUNC), (KEEPER, RUNC), (SHIM, RUNC))
+
+
+@dataclass
+class Cell:
+    """One step, those who are killed there, and what came of it."""
+
+    step: str
+    victims: tuple[str, ...]
+    took_s: float = 0.0
+    answer_s: float = 0.0
+    failure: str = ""
+    errors: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return f"{'+'.join(self.victims)} at {self.step}"
+
+
+def cells_of(operation: str) -> list[Cell]:
+    """Every cell that can be: runc is a victim only where it stands still."""
+    return [
+        Cell(step, victims)
+        for step in STEPS[operation]
+        for victims in (*SINGLE, *PAIRS)
+        if RUNC not in victims or step.startswith("runc.")
+    ]
+
+
+def run_cell(box: MatrixBox, cell: Cell, number: int, scale: float) -> None:
+    """Lead a life to the step, strike, and see that nothing is missing; `failure` says what was."""
+    life = Life(box, f"m{number}", cell.victims, scheme=SCHEMES.get(cell.step, "raw"))
+    life.types_input = cell.step.startswith("attach.")
+    if cell.step in HOOKS:
+        gate = cell.step.removeprefix("runc.")
+        life.hooks = {HOOKS[cell.step]: [{"path": box.program, "args": ["runc", "hook", gate]}]}
+    box.lay(cell.step)
+    life.strike = strike = Strike(box, life.id, cell.victims)
+    began = time.monotonic()
+    strike.start()
+    try:
+        lead(life)
+        assert strike.has_struck.wait(20.0), "the step was never reached"
+        if strike.failure is not None:
+            raise strike.failure
+        finish(life)
+        assert strike.answer_s <= ANSWER_S * scale, f"the API answered after {strike.answer_s:.1f} s"
+    except Exception as error:  # noqa: BLE001 - shown in the table
+        cell.failure = f"{type(error).__name__}: {error}"[:1500]
+    finally:
+        strike.is_cancelled = True
+        box.clear_traps()
+        strike.join(30.0)
+        box.disconnect()
+    cell.took_s, cell.answer_s, cell.errors = time.monotonic() - began, strike.answer_s, life.errors
+
+
+def calm_life(box: MatrixBox, number: int) -> float:
+    """How long a life takes in which nobody dies. Raises: AssertionError."""
+    began = time.monotonic()
+    life = Life(box, f"c{number}", ())
+    lead(life)
+    finish(life)
+    return time.monotonic() - began
