@@ -7,8 +7,8 @@ from array import array
 
 from shim import faults, pins
 from shim.keeper_looks import read_pid
-from shim.spares import CONNECTION, DONE, DROP, HOLD, NAME_MAX_BYTES, PIN, PINNED, SETTLED, UNPIN
-from shim.successor import DOOMED
+from shim.spares import CONNECTION, DONE, DROP, HOLD, LOCK, NAME_MAX_BYTES, PIN, PINNED, SETTLED, UNPIN
+from shim.successor import DOOMED, is_locked
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -114,9 +114,11 @@ class Ward:
             os.close(fd)
 
     def wants_successor(self) -> bool:
-        """Whether a shim that died is to be followed by another: it has a task, and its bundle is not doomed."""
+        """Whether a shim that died is to be followed by another: it has a task, and its bundle is not doomed, or gone."""
         has_task = os.path.lexists(os.path.join(self.bundle, "state.json"))
         if not has_task or self.is_done or os.path.lexists(os.path.join(self.bundle, DOOMED)):
+            return False
+        if LOCK in self.spares and not is_locked(self.bundle, self.spares[LOCK]):
             return False
         return read_pid(self.bundle) in (0, self.pid)  # else another has followed it already
 

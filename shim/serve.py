@@ -32,7 +32,7 @@ from shim.shimlog import ShimLog
 from shim.shimservice import SERVICE, ShimService
 from shim.spares import LISTENER, LOCK, KeeperLink, Spares
 from shim.stdio import Stdio
-from shim.successor import find_task
+from shim.successor import find_task, is_locked
 from shim.uplink import Uplink, plain_path
 from shim.version import VERSION
 from shim.wakeup import Wakeup
@@ -68,6 +68,8 @@ def serve(listener_fd: int, params: Params, link: "KeeperLink | None" = None) ->
     Owns: the listener and its path. Order: the caller has given us fds 0, 1, 2 that nobody waits for.
     """
     faults.arm(params.environment)
+    if link is not None and link.is_raised and link.lock_fd >= 0 and not is_locked(params.bundle, link.lock_fd):
+        return 0  # what it was raised for was removed, and another may have the name by now
     log = ShimLog(params.bundle, params.id, debug=params.debug)
     try:
         shim = Shim(listener_fd, params, log, link)
@@ -141,7 +143,8 @@ class Shim:
         self.loop.call_later(IDLE_S, self._end_when_idle)
         log.info(f"serving version={VERSION} pid={os.getpid()} namespace={params.namespace}")
         self.rejoin = self._stay_kept(listener_fd, link.lock_fd)
-        self._begin(earlier)  # last: where nothing is to be waited for it settles at once, and what is not held goes
+        # Last: where nothing is to be waited for it settles at once, and what is not held goes.
+        self._begin(earlier, is_raised=link.is_raised)
 
     def _stay_kept(self, listener_fd: int, lock_fd: int) -> Rejoin:
         """Have every keeper hold what makes us this container's shim, and another one looked for when it is gone."""
@@ -151,14 +154,17 @@ class Shim:
         spares.hold(LISTENER, listener_fd, is_known=True)
         return Rejoin(self.loop, self.params, spares, self.log, listener_fd, lock_fd)
 
-    def _begin(self, earlier: "dict[str, Any] | None") -> None:
-        """Take over what an earlier shim left, if that is anything."""
+    def _begin(self, earlier: "dict[str, Any] | None", *, is_raised: bool) -> None:
+        """Take over what an earlier shim left, if that is anything; a shim raised for nothing ends."""
         if earlier is not None:
             self.log.info(f"taking over from shim {earlier['shim_pid']}, the container is {earlier['state']}")
             self.loop.spawn(takeover.begin(self.tasks, earlier), self._taken_over)
             self.log.info(f"{self.connections.resume(self.server)} connections go on")
         else:
             self.parts.spares.settle()
+            if is_raised:
+                self.log.info("there is no task to take over any more")
+                self.loop.call_soon(self.finish)
 
     def run(self) -> None:
         """Serve until `finish`. Blocks."""

@@ -70,7 +70,11 @@ def claim(params: Params, patience_s: float = 0.0) -> "tuple[socket.socket, int]
                 raise
             time.sleep(0.01)
     params.socket_path = params.socket_path or path_of(params)
-    return listen(params.socket_path), bundle_fd
+    try:
+        return listen(params.socket_path), bundle_fd
+    except BaseException:
+        os.close(bundle_fd)  # in the keeper the lock would be held for ever
+        raise
 
 
 def path_of(params: Params) -> str:

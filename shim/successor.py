@@ -25,7 +25,7 @@ RUNTIME_S, KILLED_S = 10.0, 5.0
 
 
 def find_task(params: "Params", boot_id: str, *, is_raised: bool) -> "dict[str, Any] | None":
-    """The state of the task this shim is to take over; None when there is none.
+    """The state of the task this shim is to take over; None when there is none, or the bundle is to be removed.
 
     A deleted one is taken over only by a shim the keeper raises: there may be events nobody was told of. Whoever calls
     `start` then wants a new task.
@@ -38,6 +38,14 @@ def find_task(params: "Params", boot_id: str, *, is_raised: bool) -> "dict[str, 
     if any(state.get(name) != value for name, value in identity.items()):
         return None
     return state if is_raised or state.get("state") != DELETED else None
+
+
+def is_locked(path: str, lock_fd: int) -> bool:
+    """Whether the bundle at a path is the very directory this lock holds, not another that took its name meanwhile."""
+    try:
+        return os.path.samestat(os.fstat(lock_fd), os.stat(path))
+    except OSError:
+        return False
 
 
 def read_exec_states(bundle: Bundle) -> "Iterator[dict[str, Any]]":

@@ -18,11 +18,14 @@ from ttrpc.errors import StatusError
 log = logging.getLogger(__name__)
 
 SHUTDOWN_TIMEOUT_S = 3.0
+LISTENER_TIMEOUT_S, LISTENER_PAUSE_S = 2.0, 0.005  # of a dead shim, until its keeper lets it go
 KILLED_TIMEOUT_S = 5.0  # after SIGKILL a process can only stay in an uninterruptible wait
 
 
 async def shut_down(row: TaskRow, client: ShimClient | None, spared: frozenset[Identity] = frozenset()) -> bool:
     """Ask an empty shim to end and wait until its process has; True when it is gone. A shim with a container stays.
+
+    One that died instead has cleared nothing: only who has answered is gone in order.
 
     One that serves other tasks as well stays too, and what was this task's in it has gone.
     """
@@ -30,8 +33,10 @@ async def shut_down(row: TaskRow, client: ShimClient | None, spared: frozenset[I
     if known in spared:
         return client is not None
     if client is not None:
-        with contextlib.suppress(StatusError):
+        try:
             await client.task("Shutdown", task.ShutdownRequest(id=row.id, now=True), SHUTDOWN_TIMEOUT_S)
+        except StatusError:
+            return False
     return known is None or await procfs.wait_gone(known, SHUTDOWN_TIMEOUT_S)
 
 
@@ -62,9 +67,18 @@ async def end_all(row: TaskRow, program: launch.Program, delete_timeout_s: float
 
 
 async def remove_files(row: TaskRow) -> None:
-    """Remove bundle and socket of a task whose shim is gone. A socket that is served is another task's, too."""
+    """Remove bundle and socket of a task whose shim is gone. A socket that is served is another task's, too.
+
+    Blocks: while the keeper still listens there for a successor, which it is about to know is not wanted.
+    """
     await trio.to_thread.run_sync(bundle.remove, row.bundle)
-    if row.address and not _is_served(row.address):
+    if not row.address:
+        return
+    patience_s = 0.0 if launch.is_foreign(row.runtime, row.shim_path) else LISTENER_TIMEOUT_S
+    with trio.move_on_after(patience_s):
+        while _is_served(row.address):
+            await trio.sleep(LISTENER_PAUSE_S)
+    if not _is_served(row.address):
         with contextlib.suppress(OSError):
             os.unlink(row.address)
 

@@ -106,6 +106,15 @@ class MatrixBox(DaemonBox):
             return self.keeper_pids()[-1:]
         return self.shim_pids(container_id) if victim == SHIM else [stopped]
 
+    def logs_of(self, container_id: str) -> str:
+        """What daemon, keeper and shim wrote of a container: for a cell that fails."""
+        paths = [f"{self.keepers}/keeper.log", *glob.glob(f"{self.bundle(container_id)}/shim.log*")]
+        lines = [line for line in self.log().splitlines() if container_id in line and "call=Get" not in line]
+        for path in paths:
+            with contextlib.suppress(OSError):
+                lines += [path, *leaks.read(path).splitlines()[-40:]]
+        return "\n".join(lines)
+
     # --- what is left
 
     def left_of(self, container_id: str) -> list[str]:
@@ -113,7 +122,8 @@ class MatrixBox(DaemonBox):
         bundle = self.bundle(container_id)
         found = [f"mount {path}" for path in leaks.mounts() if container_id in path or f"{self.state}/s/pins" in path]
         found += [path for path in (bundle, f"{self.state}/runc/{NAMESPACE}/{container_id}") if os.path.lexists(path)]
-        found += [f"socket {name}" for name in os.listdir(f"{self.state}/s")]
+        with contextlib.suppress(FileNotFoundError):
+            found += [f"socket {name}" for name in os.listdir(f"{self.state}/s")]
         found += [f"cgroup {path}" for path in leaks.cgroups() if path.endswith(f"{self.cgroup_parent}/{container_id}")]
         for pid in leaks.pids():
             with contextlib.suppress(OSError):

@@ -61,6 +61,7 @@ class Cell:
     took_s: float = 0.0
     answer_s: float = 0.0
     failure: str = ""
+    logs: str = ""
     errors: list[str] = field(default_factory=list)
 
     @property
@@ -98,6 +99,7 @@ def run_cell(box: MatrixBox, cell: Cell, number: int, scale: float) -> None:
         assert strike.answer_s <= ANSWER_S * scale, f"the API answered after {strike.answer_s:.1f} s"
     except Exception as error:  # noqa: BLE001 - shown in the table
         cell.failure = f"{type(error).__name__}: {error}"[:1500]
+        cell.logs = box.logs_of(life.id)
     finally:
         strike.is_cancelled = True
         box.clear_traps()
