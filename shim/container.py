@@ -5,7 +5,7 @@ import os
 import signal
 import time
 
-from shim import cgroups, faults, mounts, pidfds, pins, runc
+from shim import cgroups, faults, mounts, runc
 from shim.bundle import parse_object
 from shim.ending import ENDING_S, execs_started, kill_everyone, thaw
 from shim.errors import failed_precondition, internal, not_found, unknown
@@ -27,10 +27,6 @@ if TYPE_CHECKING:
     from shim.stdio import Stdio, StdioRequest
     from shim.steps import Handler
     from ttrpc.api.runc import Options
-
-
-# For the keeper to pin init; then we do it ourselves.
-PIN_S = 0.25
 
 
 class Container:
@@ -119,33 +115,6 @@ class Container:
                 raise
         process.stdio.started()
         return ended
-
-    # --- the pin
-
-    def pin(self, init: Process) -> "Handler":
-        """Have the kernel keep init's exit status for whoever comes, should all of us be killed. Linux 6.15."""
-        if init.pidfd is None or not init.inode or not pidfds.keeps_exit_status():
-            return
-        path = pins.pin_path(self.parts.params.socket_path, init.pid, init.inode)
-        pinned = self.parts.spares.pin(path, init.pidfd)
-        try:
-            if pinned is not None:
-                yield Fired(pinned, deadline_s=PIN_S)
-                return
-        except DeadlinePassed:
-            pass
-        try:
-            self.parts.pin(init.pidfd, path)
-        except OSError as error:
-            self.parts.log.warning(f"its exit status is not pinned: {error}")
-
-    def unpin(self, init: Process) -> None:
-        path = pins.pin_path(self.parts.params.socket_path, init.pid, init.inode)
-        try:
-            if not self.parts.spares.unpin(path):
-                self.parts.unpin(path)
-        except OSError as error:
-            self.parts.log.warning(f"the pin of its exit status stays: {error}")
 
     # --- OOM
 

@@ -6,6 +6,7 @@ from shim import faults, mounts, runc
 from shim.bundle import remove
 from shim.ending import on_exit
 from shim.errors import already_exists, unknown
+from shim.pinning import pin, unpin
 from shim.saving import save, save_and_tell
 from ttrpc.api import events
 from ttrpc.errors import StatusError
@@ -93,7 +94,7 @@ def bring_up(
         faults.point("create.run")
         ended = yield from container.adopt(init, pid_file)
         faults.point("create.adopted")
-        yield from container.pin(init)
+        yield from pin(container, init)
         faults.point("create.pinned")
         born()
         container.watch_cgroup()
@@ -126,7 +127,7 @@ def undo(container: "Container", has_run: bool) -> "Handler":
             if not runc.is_gone(error):
                 parts.log.warning(f"undoing a failed create: {error}")
     container.init.close(parts)
-    container.unpin(container.init)
+    unpin(container, container.init)
     container.forget_cgroup()
     container.unmount()
     parts.exits.forget("")

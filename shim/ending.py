@@ -7,6 +7,7 @@ from shim import cgroups, faults, keeper_exits, runc
 from shim.bundle import remove
 from shim.exits import SOURCE_KEEPER, SOURCE_WAITID, Ended, Exit
 from shim.lifecycle import STOPPED
+from shim.pinning import unpin
 from shim.saving import save, save_exec
 from shim.steps import DeadlinePassed, Fired, Sleep
 from ttrpc.api import events, wkt
@@ -135,8 +136,7 @@ def _tell(container: "Container", process: "Process", record: Exit) -> None:
         process.stdio.exited(record.to_message())
     if not process.told.fired:  # else deleted meanwhile: its waiters have been told so
         process.told.fire(record)
-    if process is container.init:
-        container.unpin(process)  # what it keeps is on disk now
+    unpin(container, process)
     faults.point("exit.done.", process.name)
     if record.source == SOURCE_KEEPER:
         remove(keeper_exits.note_path(container.parts.bundle.path, record.pid))

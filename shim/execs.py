@@ -9,6 +9,7 @@ from shim.bundle import parse_object, remove, write_replacing
 from shim.ending import ENDING_S, on_exit
 from shim.errors import already_exists, failed_precondition, invalid_argument, not_found, unknown
 from shim.lifecycle import CREATED, PAUSED, RUNNING
+from shim.pinning import pin
 from shim.process import Process
 from shim.reaper import NotOurChild
 from shim.saving import save_and_tell
@@ -118,6 +119,7 @@ def _run(container: "Container", process: Process) -> "Handler":
     faults.point("exec_start.run")
     ended = yield from container.adopt(process, pid_file)
     faults.point("exec_start.adopted")
+    yield from pin(container, process)
     process.lifecycle.record("started")
     remove(_file(container, process.exec_id, "process.json"))
     started = events.TaskExecStarted(container_id=container.id, exec_id=process.exec_id, pid=process.pid)

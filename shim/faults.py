@@ -1,9 +1,9 @@
 """Fault points: named places where a test stops this process, or has it die, so that recovery is proven, not hoped for.
 
-Inert unless this process was started with both SHIMD_SHIM_FAULTS and SHIMD_SHIM_FAULTS_ARMED=yes-kill-me: a shim is armed by
-the environment of its own `start`, never by the keeper's. Then a point looks for its name in that directory and takes
-it, by renaming it to NAME.hit.PID, so that it counts once: at a FIFO the process stops until somebody has opened that
-for writing; at anything else it dies by SIGKILL. The counterpart in the daemon is daemon/faults.py.
+Inert unless this process was started with both SHIMD_SHIM_FAULTS, a directory, and SHIMD_SHIM_FAULTS_ARMED=yes-kill-me:
+a shim is armed by the environment of its own `start`, never by the keeper's. Then a point looks for its name in that
+directory and takes it, by renaming it to NAME.hit.PID, so that it counts once: at a FIFO the process stops until
+somebody has opened that for writing; at anything else it dies by SIGKILL. The daemon's are in daemon/faults.py.
 """
 
 import os

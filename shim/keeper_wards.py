@@ -114,7 +114,7 @@ class Ward:
             os.close(fd)
 
     def wants_successor(self) -> bool:
-        """Whether a shim that died is to be followed by another: it has a task, and its bundle is not doomed, or gone."""
+        """Whether a shim that died is to be followed by another: it has a task; its bundle is there, not doomed."""
         has_task = os.path.lexists(os.path.join(self.bundle, "state.json"))
         if not has_task or self.is_done or os.path.lexists(os.path.join(self.bundle, DOOMED)):
             return False

@@ -13,6 +13,7 @@ from shim import creation, execs, policy, runc
 from shim.bundle import remove
 from shim.errors import invalid_argument
 from shim.lifecycle import CREATED, STOPPED
+from shim.pinning import pin, unpin
 from shim.policy import Backoff, Ended, Policy
 from shim.process import Process
 from shim.saving import save, save_and_tell
@@ -281,7 +282,7 @@ class Restart:
             if container.init is not new:
                 yield from undo(container)
                 new.close(container.parts)
-                container.unpin(new)
+                unpin(container, new)
             raise
 
     def _start(self) -> "Handler":
@@ -313,7 +314,7 @@ class Restart:
             container.init, container.oom_count, container.oom_at = new, 0, None
             self.phase, self.has_failed = STARTING, False
             new.lifecycle.record("created")
-            yield from container.pin(new)
+            yield from pin(container, new)
             save_and_tell(container, "/tasks/create", creation.created_event(container, ()))
         else:
             new.close(container.parts)

@@ -12,6 +12,7 @@ from shim.bundle import read_file
 from shim.container import Container
 from shim.ending import exit_event
 from shim.lifecycle import CREATED, CREATING, DELETED, PAUSED, RUNNING, STOPPED
+from shim.pinning import pin, unpin
 from shim.process import Process
 from shim.saving import save, save_and_tell
 from shim.stdio import StdioRequest
@@ -155,7 +156,7 @@ def _settle_create(container: Container) -> "Handler":
     if status == "created" and pid and init.identify(pid) and not init.request.terminal:
         init.lifecycle.record("created")
         parts.log.info(f"its create was under way, and was done: pid {pid}")
-        yield from container.pin(init)
+        yield from pin(container, init)
         save_and_tell(container, "/tasks/create", creation.created_event(container, []))
         return True
     parts.log.info(f"its create was under way and is undone; the runtime says {status or 'nothing'}")
@@ -181,6 +182,7 @@ def _settle(container: Container) -> "Handler":
         return
     for process in tuple(container.execs.values()):
         _find_begun(container, process)
+        yield from pin(container, process)
     processes = container.processes()
     for process in processes:
         process.starting = Signal()
@@ -200,8 +202,7 @@ def _settle(container: Container) -> "Handler":
             if process.stdio is not None:
                 process.stdio.exited(process.exit.to_message())
             process.told.fire(process.exit)
-    if init.exit is not None:
-        container.unpin(init)
+            unpin(container, process)
     save(container)
 
 

@@ -75,9 +75,9 @@ async def remove_files(row: TaskRow) -> None:
     if not row.address:
         return
     patience_s = 0.0 if launch.is_foreign(row.runtime, row.shim_path) else LISTENER_TIMEOUT_S
-    with trio.move_on_after(patience_s):
-        while _is_served(row.address):
-            await trio.sleep(LISTENER_PAUSE_S)
+    deadline = trio.current_time() + patience_s
+    while _is_served(row.address) and trio.current_time() < deadline:  # noqa: ASYNC110 - another process's doing
+        await trio.sleep(LISTENER_PAUSE_S)
     if not _is_served(row.address):
         with contextlib.suppress(OSError):
             os.unlink(row.address)

@@ -24,7 +24,7 @@ from ttrpc.errors import StatusError, TtrpcError
 from ttrpc.status import Code
 
 DAEMON, KEEPER, SHIM, RUNC = "daemon", "keeper", "shim", "runc"
-ARMED = {name: "yes-kill-me" for name in ("SHIMD_FAULTS_ARMED", "SHIMD_SHIM_FAULTS_ARMED")}
+ARMED = dict.fromkeys(("SHIMD_FAULTS_ARMED", "SHIMD_SHIM_FAULTS_ARMED"), "yes-kill-me")
 SERVING = re.compile(r'msg="serving at \S+ pid=(\d+);')
 # A healthy machine answers in milliseconds; this is the promise. What a slow one gets is said by `scale`.
 ANSWER_S = 2.0
@@ -154,7 +154,7 @@ def release(path: str) -> None:
 
 
 class Strike(threading.Thread):
-    """Waits until somebody stands in a trap, kills the victims, lets who stands there go, has the daemon back, and asks.
+    """Waits until somebody stands in a trap, kills the victims, lets go who stands there, has the daemon back, asks.
 
     After `join`: `stopped` is who stood there (0: nobody came), `answer_s` how long the API took to answer.
     """

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from tests.support.matrixbox import MatrixBox
-from tests.support.matrixsteps import STEPS, cells_of, calm_life, run_cell
+from tests.support.matrixsteps import STEPS, calm_life, cells_of, run_cell
 
 IS_WHOLE = os.environ.get("SHIMD_MATRIX") == "whole"
 ONLY = os.environ.get("SHIMD_MATRIX_ONLY", "")
@@ -26,8 +26,6 @@ def test_whoever_is_killed_nothing_is_lost(operation: str) -> None:
         for number, cell in enumerate(cells):
             run_cell(box, cell, number, scale)
             word = "FAIL" if cell.failure else "ok"
-            print(
-                f"{word:4} {cell.took_s:5.2f} s {cell.name} {cell.failure} {cell.errors}", file=sys.stderr, flush=True
-            )
+            sys.stderr.write(f"{word:4} {cell.took_s:5.2f} s {cell.name} {cell.failure} {cell.errors}\n{cell.logs}\n")
 
     assert [f"{cell.name}: {cell.failure}" for cell in cells if cell.failure] == []
