@@ -11,7 +11,7 @@ python := $(VENV)/bin/python
 pytest := $(python) -m pytest
 sources := ttrpc shim daemon tests bench
 
-.PHONY: help root setup dev demo test ci unit kernel system interop house lint format types proto proto-check fuzz bench clean
+.PHONY: help root setup dev demo test ci unit kernel system matrix interop house lint format types proto proto-check fuzz bench clean
 
 help: ## Show this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ kernel: root dev ## Run the shim's tests against the real kernel and runc (root)
 
 system: root dev ## Run the tests of whole processes, the kill matrix among them (root)
 	@$(pytest) tests/system
+
+matrix: root dev ## SIGKILL daemon, keeper, shim, runc and every pair at every step; the table goes to tests/system/MATRIX.md (root)
+	@SHIMD_MATRIX=whole $(pytest) tests/system/test_matrix.py -s
 
 interop: root dev ## Run our shim under real containerd beside the Go shim, the whole comparison (root)
 	@SHIMD_INTEROP=whole $(pytest) tests/interop

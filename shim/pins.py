@@ -75,7 +75,10 @@ def unpin_all(socket_path: str) -> None:
         return
     for name in names:
         if name.startswith(prefix):
-            unpin(os.path.join(directory, name))
+            try:
+                unpin(os.path.join(directory, name))
+            except FileNotFoundError:
+                pass  # the keeper did, just now
 
 
 def _take_away(path: str) -> None:

@@ -11,7 +11,7 @@ import signal
 import socket
 import time
 
-from shim import answers, cgroups, faults, kernel, metrics, takeover
+from shim import answers, cgroups, faults, kernel, metrics, pins, takeover
 from shim.bundle import Bundle, remove, write_replacing
 from shim.connections import Connections
 from shim.delete import response
@@ -339,6 +339,7 @@ class Shim:
             self._unlink_socket()
             faults.point("shutdown.unlinked")
             self._leave_answer()
+            self._take_pins_away()
         if answer is not None:
             answer()
             faults.point("shutdown.answered")
@@ -363,6 +364,14 @@ class Shim:
             write_replacing(self.parts.bundle.file("ended"), self.params.id.encode() + b"\n" + answer)
         except OSError as error:
             self.log.warning(f"`delete` will have to look for itself: {error}")
+
+    def _take_pins_away(self) -> None:
+        """What a keeper was asked to take away and did not, because it died."""
+        if not self.tasks.is_needed:
+            try:
+                pins.unpin_all(self.params.socket_path)
+            except OSError as error:
+                self.log.warning(f"a pin stays: {error}")
 
     def _unlink_socket(self) -> None:
         """Only our own: someone else may have found it stale and bound the path anew."""

@@ -138,7 +138,7 @@ class Spares:
         return pinned
 
     def unpin(self, path: str) -> bool:
-        """Have the keeper take the pin away; False without one."""
+        """Have the keeper take the pin away; False without one, be it lost only now."""
         self._pins.pop(path, None)
         if self._connection is None:
             return False
@@ -146,7 +146,7 @@ class Spares:
         self._words = [word for word in self._words if word[0] != pinning]  # its fd will be closed
         self._words.append((UNPIN + os.fsencode(path), None, None))
         self._send_waiting()
-        return True
+        return self._connection is not None
 
     # --- sending
 

@@ -5,7 +5,6 @@ box.lay("create.adopted") lays a trap; whoever falls into it stops; Strike then 
 
 import contextlib
 import glob
-import json
 import os
 import re
 import shutil
@@ -15,7 +14,7 @@ import time
 from collections.abc import Sequence
 
 from tests.support import leaks
-from tests.support.daemonbox import NAMESPACE, RUNTIME, DaemonBox
+from tests.support.daemonbox import NAMESPACE, RUNTIME, TASKS, DaemonBox
 from tests.support.keptbox import is_running
 from tests.support.waiting import wait_until
 from ttrpc.api import tasks
@@ -170,10 +169,10 @@ class Strike(threading.Thread):
 
     def run(self) -> None:
         try:
-            while (fallen := self.box.fallen()) is None:
-                if self.is_cancelled:
-                    return
-                time.sleep(0.001)
+            wait_until(lambda: self.is_cancelled or self.box.fallen(), deadline_s=60.0, what="somebody to stop there")
+            fallen = self.box.fallen()
+            if fallen is None or self.is_cancelled:
+                return
             self._strike(*fallen)
             self.answer_s = self._ask()
         except BaseException as error:  # noqa: BLE001 - the life that waits for it raises it
@@ -204,26 +203,16 @@ class Strike(threading.Thread):
     def _ask(self) -> float:
         """How long until the API says how the container is; that there is none (yet, any more) is an answer."""
         began = time.monotonic()
-        while True:
-            try:
-                with BlockingClient.connect(self.box.address) as client:
-                    client.call(
-                        "containerd.services.tasks.v1.Tasks", "Get", tasks.GetRequest(container_id=self.container_id),
-                        timeout_s=20.0, metadata={"containerd-namespace-ttrpc": NAMESPACE},
-                    )  # fmt: skip
-                break
-            except StatusError as error:
-                if error.code == Code.NOT_FOUND:
-                    break
-            except (OSError, TtrpcError):
-                pass
-            if time.monotonic() - began > 30.0:
-                raise AssertionError("the API has not answered for 30 s")
-            time.sleep(0.005)
+        wait_until(self._is_answered, deadline_s=30.0, what="the API to answer")
         return time.monotonic() - began
 
-
-def state_file(box: MatrixBox, container_id: str) -> dict[str, object]:
-    """What the shim wrote of itself."""
-    found: dict[str, object] = json.loads(leaks.read(f"{box.bundle(container_id)}/state.json"))
-    return found
+    def _is_answered(self) -> bool:
+        request = tasks.GetRequest(container_id=self.container_id)
+        try:
+            with BlockingClient.connect(self.box.address) as client:
+                client.call(TASKS, "Get", request, timeout_s=20.0, metadata={"containerd-namespace-ttrpc": NAMESPACE})
+        except StatusError as error:
+            return error.code == Code.NOT_FOUND
+        except (OSError, TtrpcError):
+            return False
+        return True

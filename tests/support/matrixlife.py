@@ -45,6 +45,7 @@ PASSING = (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.ABORTED, Code.FAILED_P
 LOST = (ConnectionLost, ConnectionError, FileNotFoundError)
 TRIES = 4
 TYPING_S = 3.0
+UNKNOWN = 255  # containerd's number for a status nobody knows; ours has no code then
 
 
 class Life:
@@ -59,6 +60,8 @@ class Life:
         self.pids: dict[str, int] = {}
         self.strike: Strike | None = None
         self.types_input = False
+        self.may_miss_exec = False
+        self.waits_for_strike = False
         self.before = set(box.left_of(name))  # by a cell that failed
 
     # --- a client that goes on
@@ -91,19 +94,23 @@ class Life:
 
     def look(self, question: Callable[[], Any]) -> Any:
         """Ask something that may be asked any number of times; None when it is not there."""
-        deadline = time.monotonic() + 20.0
-        while True:
+        answers: list[Any] = []
+
+        def is_answered() -> bool:
             try:
-                return question()
+                answers.append(question())
             except LOST as error:
                 self._expect("look", error, DAEMON)
                 self.box.disconnect()
             except StatusError as error:
                 if error.code == Code.NOT_FOUND:
-                    return None
-                if error.code not in PASSING or time.monotonic() > deadline:
+                    answers.append(None)
+                elif error.code not in PASSING:
                     raise
-                time.sleep(0.01)
+            return bool(answers)
+
+        wait_until(is_answered, deadline_s=20.0, what="an answer")
+        return answers[0]
 
     def status(self, exec_id: str = "") -> int | None:
         found = self.look(lambda: self.box.task(self.id, exec_id))
@@ -151,14 +158,15 @@ class Life:
         request.spec.CopyFrom(wkt.any_of(PROCESS_URL, json.dumps(make_process(["sh", "-c", "exit 3"])).encode()))
         self.settle("exec", lambda: box.tasks("Exec", request), lambda: self.status("e1") is not None)
         self.settle("start e1", lambda: box.start_task(self.id, "e1"), lambda: self.status("e1") != process.CREATED)
-        self.wait("e1", 3)
+        self.wait("e1", 3, *((UNKNOWN,) if self.may_miss_exec else ()))
         gone = tasks.DeleteProcessRequest(container_id=self.id, exec_id="e1")
         self.settle("delete e1", lambda: box.tasks("DeleteProcess", gone), lambda: self.status("e1") is None)
 
-    def wait(self, exec_id: str, expected: int) -> None:
+    def wait(self, exec_id: str, *expected: int) -> None:
         codes: list[int] = []
         self.settle(f"wait {exec_id}", lambda: codes.append(self.box.wait(self.id, exec_id).exit_status), lambda: False)
-        assert codes == [expected], f"exit status of {exec_id or 'init'}: {codes}"
+        assert len(codes) == 1
+        assert codes[0] in expected, f"exit status of {exec_id or 'init'}: {codes}"
 
     def pause(self) -> None:
         one = tasks.PauseTaskRequest(container_id=self.id)
@@ -242,8 +250,10 @@ class Life:
             undone -= 1
             del told[0]
         assert told == WHOLE_LIFE, f"told: {told}"
-        exits = [(record.exec_id, record.code, record.HasField("code")) for record in self.box.exits(self.id)]
-        assert exits == [("e1", 3, True), ("", 42, True)], f"exits stored: {exits}"
+        exits = [(one.exec_id, one.code if one.HasField("code") else None) for one in self.box.exits(self.id)]
+        if self.may_miss_exec and exits[:1] == [("e1", None)]:
+            exits[0] = ("e1", 3)
+        assert exits == [("e1", 3), ("", 42)], f"exits stored: {exits}"
 
 
 def read(path: str) -> bytes:
@@ -265,6 +275,8 @@ def lead(life: Life) -> None:
     life.update()
     if life.types_input:
         life.type()
+    if life.waits_for_strike and life.strike is not None:
+        assert life.strike.has_struck.wait(20.0), "the step was never reached"
     life.check_alive()
     life.end()
     life.check_output()

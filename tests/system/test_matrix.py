@@ -9,23 +9,59 @@ import sys
 import pytest
 
 from tests.support.matrixbox import MatrixBox
-from tests.support.matrixsteps import STEPS, calm_life, cells_of, run_cell
+from tests.support.matrixsteps import SHORT, STEPS, Cell, calm_life, cells_of, run_cell, table
+from tests.support.source import ROOT
 
 IS_WHOLE = os.environ.get("SHIMD_MATRIX") == "whole"
+# Of the whole: those cells alone whose name, such as "daemon+shim at create.run", has this in it.
 ONLY = os.environ.get("SHIMD_MATRIX_ONLY", "")
 # A life in which nobody dies takes so long on the machine that the promise of 2 s is made for.
 CALM_S = 1.0
+PAGE = os.path.join(ROOT, "tests", "system", "MATRIX.md")
+HEAD = """# The kill matrix
+
+Written by `make matrix`. A row is a step at which a process stands still; a column says who is then killed by SIGKILL.
+`ok`: the container lived on with the same pid (or its create was undone and asked for again), its output is complete to
+the byte, both exit statuses are exact and stored once, every event was told once and in order, the API answered within
+2 s, and nothing is left. The number is the whole life in seconds.
+
+"""
+
+done: list[Cell] = []
 
 
-@pytest.mark.timeout(1200)
-@pytest.mark.parametrize("operation", STEPS)
-def test_whoever_is_killed_nothing_is_lost(operation: str) -> None:
-    cells = [cell for cell in cells_of(operation) if ONLY in cell.name]
+def run(cells: list[Cell]) -> list[str]:
+    """Run them in one box; what fails, in words. A line for each on stderr."""
     with MatrixBox() as box:
         scale = max(1.0, calm_life(box, 0) / CALM_S)
         for number, cell in enumerate(cells):
             run_cell(box, cell, number, scale)
             word = "FAIL" if cell.failure else "ok"
             sys.stderr.write(f"{word:4} {cell.took_s:5.2f} s {cell.name} {cell.failure} {cell.errors}\n{cell.logs}\n")
+    return [f"{cell.name}: {cell.failure}" for cell in cells if cell.failure]
 
-    assert [f"{cell.name}: {cell.failure}" for cell in cells if cell.failure] == []
+
+@pytest.mark.skipif(IS_WHOLE, reason="the whole has it")
+@pytest.mark.timeout(300)
+def test_whoever_is_killed_nothing_is_lost_in_short() -> None:
+    assert run(SHORT) == []
+
+
+@pytest.mark.skipif(not IS_WHOLE, reason="a quarter of an hour: make matrix")
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("operation", STEPS)
+def test_whoever_is_killed_nothing_is_lost(operation: str) -> None:
+    cells = [cell for cell in cells_of(operation) if ONLY in cell.name]
+    done.extend(cells)
+    assert run(cells) == []
+
+
+@pytest.mark.skipif(not IS_WHOLE or bool(ONLY), reason="of the whole only")
+def test_the_page_is_written() -> None:
+    """The table for the README."""
+    failed = sum(bool(cell.failure) for cell in done)
+    text = f"{HEAD}{len(done)} cells, {failed} failed.\n\n{table(done)}"
+    with open(PAGE, "w", encoding="utf-8") as file:
+        file.write(text)
+    sys.stderr.write(text)
+    assert {cell.step for cell in done} == {step for steps in STEPS.values() for step in steps}
