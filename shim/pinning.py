@@ -6,6 +6,7 @@ from shim.steps import DeadlinePassed, Fired
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from shim.container import Container
+    from shim.parts import Parts
     from shim.process import Process
     from shim.steps import Handler
 
@@ -46,3 +47,11 @@ def unpin(container: "Container", process: "Process") -> None:
             parts.unpin(path)
     except OSError as error:
         parts.log.warning(f"the pin of {process.name} stays: {error}")
+
+
+def unpin_left(parts: "Parts") -> None:
+    """At the shim's end: take away what a keeper was asked to and did not, because it died."""
+    try:
+        pins.unpin_all(parts.params.socket_path)
+    except OSError as error:
+        parts.log.warning(f"a pin stays: {error}")

@@ -11,7 +11,7 @@ import signal
 import socket
 import time
 
-from shim import answers, cgroups, faults, kernel, metrics, pins, takeover
+from shim import answers, cgroups, faults, kernel, metrics, takeover
 from shim.bundle import Bundle, remove, write_replacing
 from shim.connections import Connections
 from shim.delete import response
@@ -23,6 +23,7 @@ from shim.loop import Loop
 from shim.oom import OomWatch
 from shim.params import Params
 from shim.parts import Parts
+from shim.pinning import unpin_left
 from shim.pulse import Pulse
 from shim.reaper import Reaper
 from shim.rejoin import Rejoin
@@ -163,7 +164,6 @@ class Shim:
         else:
             self.parts.spares.settle()
             if is_raised:
-                self.log.info("there is no task to take over any more")
                 self.loop.call_soon(self.finish)
 
     def run(self) -> None:
@@ -339,7 +339,7 @@ class Shim:
             self._unlink_socket()
             faults.point("shutdown.unlinked")
             self._leave_answer()
-            self._take_pins_away()
+            unpin_left(self.parts)
         if answer is not None:
             answer()
             faults.point("shutdown.answered")
@@ -364,14 +364,6 @@ class Shim:
             write_replacing(self.parts.bundle.file("ended"), self.params.id.encode() + b"\n" + answer)
         except OSError as error:
             self.log.warning(f"`delete` will have to look for itself: {error}")
-
-    def _take_pins_away(self) -> None:
-        """What a keeper was asked to take away and did not, because it died."""
-        if not self.tasks.is_needed:
-            try:
-                pins.unpin_all(self.params.socket_path)
-            except OSError as error:
-                self.log.warning(f"a pin stays: {error}")
 
     def _unlink_socket(self) -> None:
         """Only our own: someone else may have found it stale and bound the path anew."""
