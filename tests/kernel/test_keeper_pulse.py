@@ -1,0 +1,84 @@
+"""The keeper, where no daemon is: it sees by the pulse that a shim hangs, and replaces it under its container."""
+
+import contextlib
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.keeperbox import state_of
+from tests.support.keptbox import KeptBox
+from tests.support.waiting import wait_until
+
+WAITER = ["sh", "-c", "while [ ! -e /go ]; do usleep 10000; done; exit 42"]
+
+
+@pytest.fixture
+def box() -> Iterator[KeptBox]:
+    with KeptBox(WAITER) as made:
+        made.environment |= {"SHIMD_WEDGED_S": "1", "SHIMD_WEDGED_GRACE_S": "2"}
+        yield made
+
+
+def test_a_shim_that_does_not_move_is_replaced_and_the_daemon_is_left_a_note(box: KeptBox) -> None:
+    """Whoever stops it does so again whenever the keeper has it go on."""
+    box.create()
+    box.start()
+    pid, stopped, over = box.state().pid, box.shim_pid, threading.Event()
+
+    def stop() -> None:
+        while not over.is_set():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(stopped, signal.SIGSTOP)
+            over.wait(0.0005)
+
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    note = box.path(f"keeper-wedged.{stopped}")
+    try:
+        wait_until(lambda: os.path.exists(note), deadline_s=60, what="the note")
+        wait_until(lambda: state_of(stopped) in ("", "Z"), what="the shim to be gone")
+    finally:
+        over.set()
+        stopper.join()
+    with open(note, encoding="utf-8") as file:
+        said = json.load(file)
+    assert (said["pid"], said["kind"]) == (stopped, "stopped")
+    assert "stopped by a signal" in said["reason"]
+    box.disconnect()
+    box.find_shim()
+    assert box.shim_pid != stopped
+    assert box.state().pid == pid
+    with open(os.path.join(box.rootfs, "go"), "w", encoding="utf-8"):
+        pass
+    assert box.wait().exit_status == 42
+    assert "replacing shim" in box.keeper_log()
+
+
+def test_a_stopped_shim_is_continued(box: KeptBox) -> None:
+    box.create()
+    pid = box.shim_pid
+    os.kill(pid, signal.SIGSTOP)
+
+    wait_until(lambda: "moves again" in box.keeper_log(), deadline_s=60, what="the shim to move again")
+    assert box.info().pid == pid
+    assert "stopped by a signal" in box.keeper_log()
+    assert not [name for name in os.listdir(box.bundle) if name.startswith("keeper-wedged")]
+
+
+def test_nobody_looks_where_that_is_not_wanted(box: KeptBox) -> None:
+    box.environment["SHIMD_WEDGED_S"] = "0"
+    box.create()
+    os.kill(box.shim_pid, signal.SIGSTOP)
+    wait_until(lambda: state_of(box.shim_pid) == "T", what="the stop")
+    other = KeptBox(WAITER)  # as long as this takes, one that looked had seen it
+    with other:
+        other.environment |= {"SHIMD_WEDGED_S": "1", "SHIMD_WEDGED_GRACE_S": "2"}
+        other.create()
+        os.kill(other.shim_pid, signal.SIGSTOP)
+        wait_until(lambda: "moves again" in other.keeper_log(), deadline_s=60, what="the other's shim to move again")
+    assert state_of(box.shim_pid) == "T"
+    os.kill(box.shim_pid, signal.SIGCONT)
