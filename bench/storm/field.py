@@ -1,5 +1,6 @@
 """What all slots of a storm share: the daemon, the truth, the follower, the tally; and where evidence is kept."""
 
+import contextlib
 import os
 import shutil
 import threading
@@ -27,7 +28,25 @@ class Field:
         self.over = threading.Event()
         self.evidence = ""
         self.kept: set[str] = set()  # containers whose evidence is
+        self._shim_logs: dict[str, int] = {}
         self._lock = threading.Lock()
+
+    def hold_shim_log(self, container: str) -> None:
+        """Keep the shim's log open from here on: a delete takes the file away, and it may be that which fails."""
+        path = os.path.join(self.bundle(container), "shim.log")
+        with contextlib.suppress(OSError):
+            self._shim_logs[container] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def let_go(self, container: str) -> None:
+        """Nothing more is to be found out about this one."""
+        fd = self._shim_logs.pop(container, -1)
+        if fd >= 0:
+            os.close(fd)
+
+    def bundle(self, container: str) -> str:
+        return os.path.join(
+            self.daemon.state_dir, "io.containerd.runtime.v2.task", self.daemon.rig.namespace, container
+        )
 
     def log_path(self, name: str) -> str:
         """Where a container or an exec logs."""
@@ -52,10 +71,11 @@ class Field:
     def _keep(self, container: str, words: str) -> None:
         target = os.path.join(self.evidence, container)
         os.makedirs(target, exist_ok=True)
-        bundle = os.path.join(
-            self.daemon.state_dir, "io.containerd.runtime.v2.task", self.daemon.rig.namespace, container
-        )
-        copy_files(bundle, os.path.join(target, "bundle"))
+        copy_files(self.bundle(container), os.path.join(target, "bundle"))
+        fd = self._shim_logs.get(container, -1)
+        if fd >= 0:
+            with open(os.path.join(target, "shim.log"), "wb") as log:
+                log.write(os.pread(fd, COPY_MAX_BYTES, 0))
         for path in log_files(self.log_path(container)):
             copy_files(path, os.path.join(target, os.path.basename(path)))
         copy_files(os.path.join(self.daemon.folder, "log"), os.path.join(target, "daemon.log"))

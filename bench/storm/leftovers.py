@@ -38,6 +38,13 @@ def open_fds(killer: Killer) -> dict[str, int]:
     return found
 
 
+def _target(pid: int, fd: str) -> str:
+    try:
+        return f"{fd} {os.readlink(f'/proc/{pid}/fd/{fd}')}"
+    except OSError:
+        return f"{fd} gone"
+
+
 def _look(daemon: Shimd, killer: Killer, fds_before: dict[str, int]) -> list[str]:
     ground, living = daemon.rig, killer.living()
     found = [f"process {pid}: {words}" for pid, words in living["shim"]]
@@ -58,5 +65,6 @@ def _look(daemon: Shimd, killer: Killer, fds_before: dict[str, int]) -> list[str
     for kind, count in open_fds(killer).items():
         most = fds_before.get(kind, count) + FD_SLACK
         if count > most:
-            found.append(f"fds of the {kind}: {count}, at most {most} expected")
+            targets = [_target(pid, fd) for pid, _ in living[kind] for fd in os.listdir(f"/proc/{pid}/fd")]
+            found.append(f"fds of the {kind}: {count}, at most {most} expected: {sorted(targets)}")
     return found

@@ -61,6 +61,7 @@ class Slot:
             if len(field.tally.failures) != faults_before:
                 self._force(life)
             field.truth.forget(life.name)
+            field.let_go(life.name)
 
     def _live(self, life: Life) -> None:
         asker, field, name = self.asker, self.field, life.name
@@ -93,6 +94,7 @@ class Slot:
         for number in executed:
             look_at_exec(field, life, number)
         self.doing = "delete"
+        field.hold_shim_log(name)
         asker.delete("Delete", tasks.DeleteTaskRequest(container_id=name))
         asker.delete("Delete", containers.DeleteContainerRequest(id=name), CONTAINERS)
         look_at_events(field, life, executed, switches)

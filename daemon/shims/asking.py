@@ -15,7 +15,7 @@ from daemon.store.records import TaskRow
 from shim import policy
 from ttrpc.aio import open_client
 from ttrpc.api import shim, task
-from ttrpc.errors import StatusError, TtrpcError
+from ttrpc.errors import DeadlineExceeded, StatusError, TtrpcError
 from ttrpc.status import Code
 
 if TYPE_CHECKING:
@@ -62,15 +62,18 @@ async def ask(
     log_fd = bundle.open_log(row.bundle)
     if log_fd is not None:  # containerd's shim does not serve before somebody reads its log
         stack.callback(os.close, log_fd)
+    is_connected = False
     try:
         raw = await stack.enter_async_context(open_client(row.address, connect_timeout_s=budget_s))
+        is_connected = True
         client = ShimClient(raw, f"task {row.id}")
         info = await info_of(client, row, budget_s)
         state = await state_of(client, row.id, budget_s)
     except (OSError, TtrpcError) as error:
         await stack.aclose()
+        is_late = is_connected and isinstance(error, DeadlineExceeded)
         reason = f"{error.strerror}: {row.address}" if isinstance(error, OSError) and error.strerror else str(error)
-        return await _look(row, basis, boot_id, reason)
+        return await _look(row, basis, boot_id, reason, is_late=is_late)
     facts = dataclasses.replace(basis, shim=recovery.Shim.SERVING, task=task_of(state))
     return Found(facts, client, info, state)
 
@@ -126,7 +129,8 @@ def task_of(state: "StateResponse | None") -> recovery.Task:
     return known.get(state.status, recovery.Task.CREATING)
 
 
-async def _look(row: TaskRow, basis: recovery.Facts, boot_id: str, reason: str) -> Found:
+async def _look(row: TaskRow, basis: recovery.Facts, boot_id: str, reason: str, *, is_late: bool = False) -> Found:
+    """``is_late``: somebody took the connection. That may be a successor who is not on record yet, and takes over."""
     found = await trio.to_thread.run_sync(evidence.gather, row.bundle, row, boot_id)
     # A record of another task's bundle of this name proves nothing about this one.
     mine = ("", policy.journal_of(row.incarnation))
@@ -136,7 +140,7 @@ async def _look(row: TaskRow, basis: recovery.Facts, boot_id: str, reason: str) 
     facts = dataclasses.replace(
         basis,
         has_bundle=found.has_bundle,
-        shim=found.shim,
+        shim=recovery.Shim.SILENT if is_late else found.shim,
         init=found.init,
         exit_known=basis.exit_known or exit_found,
         can_raise=found.can_raise and policy.journal_of(found.incarnation) in mine,

@@ -22,7 +22,7 @@ from daemon.shims.undo import UndoStack
 from daemon.store import containers, tasks
 from daemon.store import events as journal
 from daemon.store.database import Database
-from daemon.store.records import CREATED, CREATING, DELETING, RESTARTING, RUNNING, STOPPED, TaskRow
+from daemon.store.records import CREATED, CREATING, RESTARTING, RUNNING, STOPPED, TaskRow
 from ttrpc.api import task
 from ttrpc.api import tasks as api
 from ttrpc.errors import StatusError
@@ -196,8 +196,8 @@ class Manager(Registry):
             faults.point("delete.drained")
             if answer is None:
                 answer = self._answer_from_store(handle)
-            row = await self.database.write(lambda c: tasks.update(c, handle.ns, handle.id, state=DELETING))
-            handle.committed(row)
+            told = answer
+            handle.committed(await self.database.write(lambda c: removal.mark(c, handle.row, told)))
             faults.point("delete.marked")
             try:
                 await self._clear(handle)

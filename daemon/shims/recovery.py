@@ -136,7 +136,7 @@ def _shim_gone(facts: Facts) -> Decision:
         return Decision(Verdict.DISCARD, "it was never fully created, and its shim is gone")
     if facts.can_raise and facts.row == STOPPED and facts.is_coming_back:
         return Decision(Verdict.RAISE, "its shim is gone, which was to restart it; another takes over")
-    if facts.can_raise and facts.row in (CREATED, RUNNING, PAUSED):
+    if facts.can_raise and facts.row in (CREATED, RUNNING, PAUSED, STOPPED):
         # Also of a container that has ended: the kernel may still know how, and the journal what was not told.
         return Decision(Verdict.RAISE, "its shim is gone; another takes over")
     if facts.init is Init.ALIVE and not facts.exit_known:

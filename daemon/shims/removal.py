@@ -7,19 +7,25 @@ import contextlib
 import os
 import sqlite3
 import time
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 import trio
 
 from daemon import restart
+from daemon.shims import launch
 from daemon.store import containers, tasks
 from daemon.store import events as journal
 from daemon.store.database import Database
-from daemon.store.records import NewEvent, TaskRow
+from daemon.store.records import DELETING, NewEvent, TaskRow
 from ttrpc.api import events
 from ttrpc.api import tasks as api
 
+if TYPE_CHECKING:
+    from ttrpc.api.task import DeleteResponse
+
 LABEL = "shimd.io/auto-remove"
+TOLD = "/tasks/delete"
 
 
 def is_due(connection: sqlite3.Connection, row: TaskRow) -> bool:
@@ -30,6 +36,20 @@ def is_due(connection: sqlite3.Connection, row: TaskRow) -> bool:
     if container.labels.get(restart.STATUS_LABEL) == "running":
         return False
     return journal.last_exit(connection, row.ns, row.id, row.incarnation, "") is not None
+
+
+def mark(connection: sqlite3.Connection, row: TaskRow, answer: "DeleteResponse") -> TaskRow | None:
+    """From here on the delete is finished by whoever comes next. One that no shim could tell of is told here.
+
+    A shim that is not ours tells its own, and sooner or later. Returns the row.
+    """
+    if not launch.is_foreign(row.runtime, row.shim_path) and not journal.has_topic(connection, row.incarnation, TOLD):
+        told = events.TaskDelete(
+            container_id=row.id, pid=answer.pid, exit_status=answer.exit_status, exited_at=answer.exited_at
+        )
+        name, value = told.DESCRIPTOR.full_name, told.SerializeToString()
+        journal.append(connection, NewEvent(time.time_ns(), row.ns, TOLD, name, value))
+    return tasks.update(connection, row.ns, row.id, state=DELETING)
 
 
 async def forget(database: Database, row: TaskRow, root_dir: str) -> None:

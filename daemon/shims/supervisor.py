@@ -294,7 +294,7 @@ class Supervisors:
         async with handle.exclusively(decision.verdict.value, self.config.timeouts.busy_s):
             if had_to_wait:
                 return False
-            log.info("recovery: %s", decision.verdict.value, extra={"reason": decision.reason})
+            log.info("recovery: %s", decision.verdict.value, extra={"reason": decision.reason, "shim": found.reason})
             if decision.verdict in (Verdict.RECORD_EXIT, Verdict.RECORD_UNKNOWN):
                 await self._record_exit(handle, found, decision)
             else:

@@ -26,6 +26,12 @@ def append(connection: sqlite3.Connection, event: NewEvent) -> bool:
     return cursor.rowcount == 1
 
 
+def has_topic(connection: sqlite3.Connection, incarnation: str, topic: str) -> bool:
+    """Whether an event of this topic came from this journal, and was not pruned since."""
+    found = connection.execute("SELECT 1 FROM events WHERE incarnation = ? AND topic = ?", (incarnation, topic))
+    return found.fetchone() is not None
+
+
 def page(connection: sqlite3.Connection, after_seq: int, limit: int, ns: str | None = None) -> list[StoredEvent]:
     """Up to ``limit`` events after a cursor, oldest first; of one namespace, or of all."""
     where, values = ("AND ns = ? ", (ns,)) if ns is not None else ("", ())
