@@ -9,34 +9,30 @@ import os
 import time
 
 from shim import kernel
-from shim.bundle import Bundle, read_file, write_replacing
+from shim.bundle import Bundle, read_file, remove, write_replacing
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
 VERSION = 1
-# Exits nobody asked about yet; more dead shims than this at a time have a bundle with their note anyway.
-REMEMBERED_MAX = 1024
-# Bundles whose shim died last: a runtime call it had begun goes on, and leaves us processes later.
-BUNDLES_MAX = 32
+# How long after a shim's death a process nobody knows may be one it had begun: a runtime call that was under way goes
+# on without it, and the successor waits for that; see successor.RUNTIME_S.
+BEGUN_S = 30.0
 
 
 class Orphans:
-    """What is known of the processes dead shims left to this one. Owns the notes."""
+    """What is known of the processes dead shims left to this one. Owns the notes until a shim reads them."""
 
     def __init__(self, boot_id: str) -> None:
         self._boot_id = boot_id
         self._expected: dict[int, tuple[str, int]] = {}
-        self._bundles: dict[str, int] = {}  # and the shim that died there, newest last
-        self.ended: dict[int, tuple[int, int]] = {}
+        self._dead: dict[str, tuple[int, float]] = {}  # bundle → the shim's pid, and until when it may be asked about
 
     def expect(self, shim_pid: int, bundle: str) -> None:
         """A shim died: its container's processes are ours now, as far as they live or are not reaped."""
-        self._bundles.pop(bundle, None)
-        self._bundles[bundle] = shim_pid
-        if len(self._bundles) > BUNDLES_MAX:
-            del self._bundles[next(iter(self._bundles))]
+        self._dead = {each: dead for each, dead in self._dead.items() if os.path.isdir(each)}
+        self._dead[bundle] = (shim_pid, time.monotonic() + BEGUN_S)
         for pid, ticks in recorded_processes(bundle).items():
             found = parent_and_start(pid)
             if found is not None and found[0] == os.getpid() and ticks in (None, found[1]):
@@ -45,28 +41,34 @@ class Orphans:
     def note(self, pid: int, status: int) -> str:
         """An orphan ended and is not reaped yet: put that on disk. The bundle it belonged to; empty for a stray.
 
+        A stray may be a process that a runtime started for a shim which died just then, and of which no file says so
+        yet: it is noted in each bundle it may be of. Pid and start time tell the successors whether it is theirs.
         Order: before it is reaped, so that its pid and start time are still its own.
         """
-        now_ns = time.time_ns()
-        bundle, shim_pid = self._expected.pop(pid) if pid in self._expected else self._left_later(pid)
-        while len(self.ended) >= REMEMBERED_MAX:
-            del self.ended[next(iter(self.ended))]
-        self.ended[pid] = (status, now_ns)
-        if bundle:
-            # Its pid and start time are its own until it is reaped.
+        now_ns, now, ticks = time.time_ns(), time.monotonic(), kernel.start_ticks(pid)
+        known = self._expected.pop(pid, None) or self._claimed(pid, ticks)
+        recent = [(bundle, shim_pid) for bundle, (shim_pid, until) in self._dead.items() if until > now]
+        bundles = [known] if known is not None else recent
+        for bundle, shim_pid in bundles:
             note = {
-                "version": VERSION, "pid": pid, "start_ticks": kernel.start_ticks(pid), "boot_id": self._boot_id,
+                "version": VERSION, "pid": pid, "start_ticks": ticks, "boot_id": self._boot_id,
                 "wait_status": status, "exited_at_ns": now_ns, "shim_pid": shim_pid,
             }  # fmt: skip
-            write_replacing(note_path(bundle, pid), json.dumps(note).encode(), durable=True)
-        return bundle
+            try:
+                write_replacing(note_path(bundle, pid), json.dumps(note).encode(), durable=True)
+            except FileNotFoundError:
+                self._dead.pop(bundle, None)  # removed since
+                if known is not None:
+                    raise
+        return known[0] if known is not None else ""
 
-    def _left_later(self, pid: int) -> "tuple[str, int]":
-        """Whose an orphan is that was not there when its shim died: the runtime wrote its pid file before it ended."""
-        for bundle, shim_pid in reversed(self._bundles.items()):
-            if pid in _pids_in_files(bundle):
+    def _claimed(self, pid: int, ticks: int) -> "tuple[str, int] | None":
+        """Whose it is that was not there when its shim died: the runtime, or a successor, has put it on record."""
+        for bundle, (shim_pid, until) in reversed(self._dead.items()):
+            is_begun = until > time.monotonic() and pid in _pids_in_files(bundle)
+            if is_begun or recorded_processes(bundle).get(pid, -1) == ticks:
                 return bundle, shim_pid
-        return "", 0
+        return None
 
 
 def note_path(bundle: str, pid: object) -> str:
@@ -108,6 +110,14 @@ def _pids_in_files(path: str) -> "set[int]":
             except (OSError, ValueError):
                 pass  # its writer was killed
     return found
+
+
+def forget_notes(bundle: str, but: "set[int]") -> None:
+    """Remove notes nobody will read: of all processes ``but`` these."""
+    for name in _names(bundle, ""):
+        prefix, _, pid = name.rpartition(".")
+        if prefix == "keeper-exit" and pid.isdigit() and int(pid) not in but:
+            remove(os.path.join(bundle, name))
 
 
 def _names(directory: str, suffix: str) -> "list[str]":

@@ -7,7 +7,7 @@ settled by facts; what ended meanwhile has the status that the keeper noted, or 
 import json
 import time
 
-from shim import creation, execs, faults
+from shim import creation, execs, faults, keeper_exits
 from shim.bundle import read_file
 from shim.container import Container
 from shim.ending import exit_event
@@ -203,6 +203,7 @@ def _settle(container: Container) -> "Handler":
                 process.stdio.exited(process.exit.to_message())
             process.told.fire(process.exit)
             unpin(container, process)
+    keeper_exits.forget_notes(container.parts.bundle.path, {each.pid for each in processes if each.exit is None})
     save(container)
 
 

@@ -101,6 +101,8 @@ def look_at_exec(field: Field, life: Life, number: int) -> None:
             tally.unknown.append(
                 f"{name}: neither its shim nor a keeper above it lived when it ended; execs have no pin"
             )
+        else:
+            field.fail("exec_statuses_wrong", life.name, f"{name} ended with {code}; unknown, though no keeper died")
     elif record.code == code and not record.HasField("signal"):
         tally.add("exec_statuses_exact")
     else:

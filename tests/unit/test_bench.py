@@ -66,7 +66,7 @@ def test_every_promise_has_one_bound_and_a_script_that_can_be_run() -> None:
     assert [promise for promise in table if (promise.at_most is None) == (promise.at_least is None)] == []
 
 
-@pytest.mark.parametrize("name", [*SCRIPTS, *ALONE])
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_every_script_says_at_which_size_it_measures(name: str) -> None:
     script = importlib.import_module(f"bench.{name}")
 

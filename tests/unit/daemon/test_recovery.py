@@ -70,6 +70,8 @@ def every_fact() -> list[Facts]:
         (Facts(PAUSED, shim=Shim.GONE, init=Init.ALIVE), V.WATCH, None),
         (Facts(RUNNING, shim=Shim.GONE, init=Init.DEAD), V.RECORD_UNKNOWN, STOPPED),
         (Facts(RUNNING, shim=Shim.GONE, init=Init.DEAD, exit_known=True), V.RECORD_EXIT, STOPPED),
+        # It may have more to tell than its exit, and a delete is told by a shim.
+        (Facts(STOPPED, shim=Shim.GONE, init=Init.DEAD, exit_known=True, can_raise=True), V.RAISE, None),
         (Facts(STOPPED, shim=Shim.GONE, init=Init.DEAD, exit_known=True), V.RECORD_EXIT, STOPPED),
         # the shim is silent, which proves nothing
         (Facts(RUNNING, shim=Shim.SILENT, init=Init.DEAD), V.RETRY, None),

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shim import keeper_code, keeper_exits, keeper_home, keeper_memory, launch
+from shim import keeper_code, keeper_exits, keeper_home, keeper_memory, kernel, launch
 from shim.delete import response
 from shim.keeper_births import differences
 from shim.keeper_loop import younger_sibling
@@ -202,13 +202,30 @@ def test_a_note_is_about_one_process_only(tmp_path: object) -> None:
     assert keeper_exits.read_note(bundle, 11, 100, "b") is None
 
 
-def test_strays_are_remembered_and_forgotten() -> None:
+def test_what_a_dead_shim_had_begun_is_noted_in_its_bundle_though_no_file_names_it(tmp_path: object) -> None:
+    bundle, gone, pid = str(tmp_path), f"{tmp_path}/gone", os.getpid()
     orphans = keeper_exits.Orphans("b")
-    for pid in range(keeper_exits.REMEMBERED_MAX + 10):
-        assert orphans.note(pid, 7) == ""
+    orphans.expect(9, bundle)
+    orphans.expect(8, gone)
 
-    assert len(orphans.ended) == keeper_exits.REMEMBERED_MAX
-    assert orphans.ended[keeper_exits.REMEMBERED_MAX + 9][0] == 7
+    assert orphans.note(pid, 7 << 8) == ""
+
+    note = keeper_exits.read_note(bundle, pid, kernel.start_ticks(pid), "b")
+    assert note is not None
+    assert (note["wait_status"], note["shim_pid"]) == (7 << 8, 9)
+    assert not os.path.exists(gone)
+
+
+def test_notes_of_processes_that_are_told_are_taken_away(tmp_path: object) -> None:
+    bundle, pid = str(tmp_path), os.getpid()
+    orphans = keeper_exits.Orphans("b")
+    orphans.expect(9, bundle)
+    orphans.note(pid, 0)
+
+    keeper_exits.forget_notes(bundle, {pid})
+    assert os.listdir(bundle) == [f"keeper-exit.{pid}"]
+    keeper_exits.forget_notes(bundle, set())
+    assert os.listdir(bundle) == []
 
 
 # --- cgroup and memory
