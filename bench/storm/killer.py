@@ -95,7 +95,8 @@ class Killer:
         for pid in leaks.pids():
             words = command_line(pid)
             if words.startswith("shim:") and words.split()[-1] == self._namespace:
-                found[SHIM].append((pid, words))
+                if command_line(_parent(pid)) != words:  # else it is about to become a runtime call
+                    found[SHIM].append((pid, words))
             elif words.startswith("shimd-keeper ") and self.daemon.rig.folder in words:
                 found[KEEPER].append((pid, words))
                 keepers.add(pid)
