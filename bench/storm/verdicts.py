@@ -111,7 +111,7 @@ def look_at_exec(field: Field, life: Life, number: int) -> None:
         tally.add("exec_statuses_unknown")
         if {plans.KEEPER, plans.SHIM} <= field.kinds:
             tally.unknown.append(
-                f"{name}: neither its shim nor a keeper above it lived when it ended; execs have no pin"
+                f"{name}: it ended while neither its shim nor a keeper above it lived, and was not pinned yet"
             )
         else:
             field.fail("exec_statuses_wrong", life.name, f"{name} ended with {code}; unknown, though no keeper died")
