@@ -150,7 +150,7 @@ class Slot:
             ends_at = time.monotonic() + BIRTH_S
             while not self.field.truth.told(life.name):  # else the signal may come before the shell has its trap
                 if time.monotonic() > ends_at:
-                    raise Stuck(f"{life.name} was started and does not run")
+                    raise Stuck(f"{life.name} was started and does not run: {self.asker.task(life.name)}")
                 time.sleep(0.02)
             time.sleep(0.05)
         self.doing = life.end

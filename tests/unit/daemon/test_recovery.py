@@ -57,7 +57,6 @@ def every_fact() -> list[Facts]:
         (Facts(DELETING, shim=Shim.GONE, has_bundle=False), V.REAP, None),
         # its shim was to restart it by policy: whoever can goes on with that; else it is over
         (Facts(STOPPED, init=Init.DEAD, exit_known=True, can_raise=True, is_coming_back=True), V.RAISE, None),
-        (Facts(STOPPED, init=Init.DEAD, exit_known=True, can_raise=True), V.RECORD_EXIT, STOPPED),
         (Facts(STOPPED, init=Init.DEAD, exit_known=True, is_coming_back=True), V.RECORD_EXIT, STOPPED),
         # killed in the middle of a restart by policy
         (Facts(RESTARTING, shim=Shim.SERVING, task=Task.RUNNING), V.ADOPT, RUNNING),
