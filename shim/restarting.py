@@ -306,6 +306,7 @@ class Restart:
         container = self.container
         if self.phase != CREATING:
             return
+        save(container)  # our pid: should we die too, it is our runtime calls that are to be waited for
         status = yield from container.runc.status(container.parts.reaper)
         new = Process("", container.init.request)
         pid = creation.recorded_pid(container.parts.bundle)

@@ -64,11 +64,31 @@ def prepare(
             remove.end_task(daemon, container_id)  # it was created with other streams
             found = None
     if found is not None and found.status == process.STOPPED:
-        resume.delete_task(daemon, container_id)
+        if not _is_deleted(daemon, container_id):
+            return None
         found = None
     if found is None:
         resume.create_task(daemon, compose.task_request(container_id, asked))
     return stdio
+
+
+def _is_deleted(daemon: "Daemon", container_id: str) -> bool:
+    """Delete a stopped task; False when it is not stopped any more, its restart policy having been quicker.
+
+    Raises: StatusError.
+    """
+    from daemon.ctl import resume
+    from ttrpc.api import process
+    from ttrpc.errors import StatusError
+
+    try:
+        resume.delete_task(daemon, container_id)
+    except StatusError:
+        found = resume.find_task(daemon, container_id)
+        if found is None or found.status not in (process.RUNNING, process.PAUSED, process.PAUSING):
+            raise
+        return False
+    return True
 
 
 def start_one(daemon: "Daemon", container_id: str) -> None:
