@@ -34,6 +34,13 @@ def _parser() -> argparse.ArgumentParser:
     options.add_argument("--state", metavar="DIR", help="sockets and bundles (default: /run/shimd)")
     options.add_argument("--address", metavar="SOCKET", help="where clients connect (default: STATE/shimd.sock.ttrpc)")
     options.add_argument("--no-keeper", action="store_true", help="start no keeper; shims start by themselves")
+    options.add_argument(
+        "--check",
+        nargs="?",
+        const="text",
+        choices=("text", "json"),
+        help="say whether this program can serve with this configuration and store, touch nothing, end",
+    )
     options.add_argument("--log-level", choices=log.LEVELS, help="default: info")
     options.add_argument("--log-format", choices=("text", "json"), help="default: text")
     parser = argparse.ArgumentParser(
@@ -86,6 +93,8 @@ def _config_unit(arguments: argparse.Namespace) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     config = _configured(arguments)
+    if "check" in arguments:
+        return _check(config, as_json=arguments.check == "json")
     log.set_up(config.log.level, config.log.format)
     try:
         faults.arm(os.environ)
@@ -94,16 +103,33 @@ def _run(arguments: argparse.Namespace) -> int:
     # Late: `shimd config` and `shimd version` need none of it.
     from daemon import app
     from daemon.lock import AlreadyRunning
+    from daemon.predecessor import NotTakenOver
     from daemon.server import SocketTaken
     from daemon.store.schema import NewerSchema
     from ttrpc.errors import StatusError
 
     try:
         app.run(config, os.environ)
-    except (AlreadyRunning, SocketTaken, NewerSchema, StatusError) as error:
+    except AlreadyRunning as error:
+        return 0 if app.is_told_of(error.holder, os.environ) else _fail(str(error))
+    except (NotTakenOver, SocketTaken, NewerSchema, StatusError) as error:
         return _fail(str(error))
     except OSError as error:
         return _fail(f"{error.filename or 'start'}: {error.strerror or error}")
+    return 0
+
+
+def _check(config: Config, *, as_json: bool) -> int:
+    from daemon import check
+    from daemon.store.schema import NewerSchema
+    from ttrpc.errors import StatusError
+
+    try:
+        _say(check.report(config, as_json=as_json))
+    except (NewerSchema, StatusError) as error:
+        return _fail(str(error))
+    except OSError as error:
+        return _fail(f"{error.filename or 'check'}: {error.strerror or error}")
     return 0
 
 

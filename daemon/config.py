@@ -108,6 +108,10 @@ class Timeouts:
     checkpoint_s: float = _key(300.0, "Checkpointing a container", _positive)
     busy_s: float = _key(30.0, "Waiting for another operation on the same container to end", _positive)
     stop_s: float = _key(5.0, "At our own end: how long calls under way may take to be answered", _not_negative)
+    upgrade_s: float = _key(30.0, "An upgrade: how long the new program may take to check, and to be ready", _positive)
+    handover_s: float = _key(
+        10.0, "An upgrade: how long the new program may take from getting the store to serving; callers wait", _positive
+    )
 
 
 @dataclasses.dataclass(frozen=True)

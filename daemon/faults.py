@@ -55,6 +55,20 @@ POINTS = (
     "restart.cleared",
     "restart.created",
     "restart.started",
+    # an upgrade: the daemon that goes, and the one that comes
+    "upgrade.checked",
+    "upgrade.spawned",
+    "upgrade.drained",
+    "upgrade.store_closed",
+    "upgrade.given",
+    "upgrade.committed",
+    "successor.began",
+    "successor.ready",
+    "successor.taken",
+    "successor.store_opened",
+    "successor.loaded",
+    "successor.committed",
+    "successor.serving",
 )
 
 ARMED = "yes-kill-me"

@@ -1,9 +1,12 @@
 """What systemd wants to hear and what it hands over: sd_notify(3), sd_watchdog_enabled(3), sd_listen_fds(3)."""
 
+import array
 import os
 import socket
 from collections.abc import Mapping
 
+# What the listening socket is called in systemd's store of descriptors.
+STORED_NAME = "shimd"
 # sd_listen_fds(3): passed sockets begin here.
 FIRST_LISTEN_FD = 3
 
@@ -13,19 +16,30 @@ class Notifier:
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._address = environ.get("NOTIFY_SOCKET", "")
+        # systemd 254 and later say how many descriptors they keep; our unit says the same to earlier ones' daemons.
+        self._stores = any(environ.get(name, "") not in ("", "0") for name in ("FDSTORE", "SHIMD_FDSTORE"))
         if self._address.startswith("@"):
             self._address = "\0" + self._address[1:]
 
     def tell(self, **states: object) -> None:
         """Send ``READY=1`` and the like. A supervisor that does not listen is not our failure."""
+        self._send(states)
+
+    def store(self, listener: socket.socket, name: str) -> bool:
+        """Have the supervisor keep a socket for our next start (FDSTORE=1); false when it does not do that."""
+        return self._stores and self._send({"FDSTORE": 1, "FDNAME": name}, listener.fileno())
+
+    def _send(self, states: Mapping[str, object], *fds: int) -> bool:
         if not self._address:
-            return
+            return False
         text = "\n".join(f"{name}={value}" for name, value in states.items())
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
             try:
-                sender.sendto(text.encode(), socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT, self._address)
+                sender.sendmsg([text.encode()], rights, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT, self._address)
             except OSError:
-                pass
+                return False
+        return True
 
 
 def watchdog_s(environ: Mapping[str, str]) -> float | None:
@@ -37,19 +51,23 @@ def watchdog_s(environ: Mapping[str, str]) -> float | None:
     return int(interval_us) / 1e6 if interval_us.isdigit() and int(interval_us) > 0 else None
 
 
-def inherited_listeners(environ: Mapping[str, str]) -> list[socket.socket]:
-    """Listening sockets that systemd opened for us, which we own from here on. Others' fds are left alone."""
+def inherited_listeners(environ: Mapping[str, str]) -> list[tuple[socket.socket, str]]:
+    """Listening sockets that systemd opened or kept for us, with their names; ours from here on. Others' fds are left
+    alone.
+    """
     if environ.get("LISTEN_PID") != str(os.getpid()) or not environ.get("LISTEN_FDS", "").isdigit():
         return []
     listeners = []
-    for fd in range(FIRST_LISTEN_FD, FIRST_LISTEN_FD + int(environ["LISTEN_FDS"])):
+    names = environ.get("LISTEN_FDNAMES", "").split(":")
+    for number in range(int(environ["LISTEN_FDS"])):
+        fd = FIRST_LISTEN_FD + number
         os.set_inheritable(fd, False)
         try:
             made = socket.socket(fileno=fd)
         except OSError:
             continue
         if made.family == socket.AF_UNIX and made.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            listeners.append(made)
+            listeners.append((made, names[number] if number < len(names) else ""))
         else:
             made.detach()
     return listeners
@@ -63,6 +81,9 @@ PRIVATE_VARIABLES = (
     "LISTEN_PID",
     "LISTEN_FDS",
     "LISTEN_FDNAMES",
+    "FDSTORE",
+    "SHIMD_FDSTORE",
+    "SHIMD_HANDOVER_FD",
     "SHIMD_FAULTS",
     "SHIMD_FAULTS_ARMED",
 )

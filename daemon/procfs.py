@@ -19,6 +19,7 @@ from daemon.identity import (
 __all__ = (
     "Identity",
     "boot_id",
+    "cgroup_of",
     "identify",
     "identify_child",
     "kill",
@@ -27,6 +28,20 @@ __all__ = (
     "wait_gone",
     "working_in",
 )
+
+
+def cgroup_of(pid: int) -> str | None:
+    """The cgroup systemd put a process into: cgroups(7), version 2 or systemd's own hierarchy. None: not found."""
+    try:
+        with open(f"/proc/{pid}/cgroup", encoding="ascii", errors="surrogateescape") as file:
+            found = [line.rstrip("\n").split(":", 2) for line in file]
+    except OSError:
+        return None
+    for controllers in ("name=systemd", ""):
+        for _, name, path in found:
+            if name == controllers:
+                return path
+    return None
 
 
 async def wait_gone(process: Identity, timeout_s: float) -> bool:

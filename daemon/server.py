@@ -1,6 +1,7 @@
 """Sockets: where clients connect. Private before anybody can reach them; systemd's are taken over when it has them."""
 
 import contextlib
+import dataclasses
 import logging
 import os
 import socket
@@ -8,7 +9,7 @@ import stat
 from collections.abc import Mapping
 
 from daemon.config import Config
-from daemon.notify import inherited_listeners
+from daemon.notify import STORED_NAME, Notifier, inherited_listeners
 
 log = logging.getLogger(__name__)
 
@@ -19,16 +20,41 @@ class SocketTaken(Exception):
     """Something that is no stale socket of ours is at the path; the message says what."""
 
 
-def open_listeners(config: Config, environ: Mapping[str, str]) -> list[socket.socket]:
-    """The listening sockets: systemd's, or our own at the configured path.
+@dataclasses.dataclass
+class Listener:
+    """Owns a listening socket. ``is_ours``: we made it, its path goes when we end. ``is_stored``: systemd keeps a copy
+    for the next start (FDSTORE=1), so that connections wait for it.
+    """
+
+    sock: socket.socket
+    is_ours: bool
+    is_stored: bool = False
+
+    @property
+    def outlives_us(self) -> bool:
+        return self.is_stored or not self.is_ours
+
+
+def open_listeners(config: Config, environ: Mapping[str, str], notifier: Notifier) -> list[Listener]:
+    """The listening sockets: systemd's, those it keeps of our last run, or our own at the configured path.
 
     Call it only while holding the directories' locks: a socket found there is stale then, and is replaced.
     Raises: SocketTaken, OSError.
     """
-    inherited = inherited_listeners(environ)
-    if inherited:
-        return inherited
-    return [_listen(config)]
+    listeners = []
+    for sock, name in inherited_listeners(environ):
+        if name != STORED_NAME:
+            listeners.append(Listener(sock, is_ours=False))
+        elif sock.getsockname() == config.socket_path and os.path.exists(config.socket_path):
+            listeners.append(Listener(sock, is_ours=True, is_stored=True))
+        else:  # of a configuration that is no more
+            notifier.tell(FDSTOREREMOVE=1, FDNAME=STORED_NAME)
+            sock.close()
+    if listeners:
+        return listeners
+    made = Listener(_listen(config), is_ours=True)
+    made.is_stored = notifier.store(made.sock, STORED_NAME)
+    return [made]
 
 
 def _listen(config: Config) -> socket.socket:
@@ -73,11 +99,11 @@ def _remove_stale(path: str) -> None:
         os.unlink(path)
 
 
-def close_listeners(config: Config, listeners: list[socket.socket]) -> None:
-    """Close; a socket of our own is removed, one of systemd's stays for the next start."""
+def close_listeners(listeners: list[Listener], *, is_given: bool = False) -> None:
+    """Close. A socket of our own is removed; one that systemd keeps, or a successor was given, stays where it is."""
     for listener in listeners:
-        is_ours = listener.getsockname() == config.socket_path
-        listener.close()
-        if is_ours and not os.environ.get("LISTEN_FDS"):
+        path = listener.sock.getsockname()
+        listener.sock.close()
+        if not (is_given or listener.outlives_us):
             with contextlib.suppress(OSError):
-                os.unlink(config.socket_path)
+                os.unlink(path)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import trio
 
 from ttrpc.aio_client import raise_only_leaf
+from ttrpc.aio_kept import Door, KeptConnection
 from ttrpc.aio_wire import Wire
 from ttrpc.connection import CALLEE, Connection
 from ttrpc.errors import LocalMisuse, StatusError
@@ -51,16 +52,22 @@ async def serve_ttrpc(
     window_bytes: int = RECEIVE_WINDOW_BYTES,
     hard_limit_bytes: int = HARD_LIMIT_BYTES,
     trust_any_peer: bool = False,
+    door: Door | None = None,
     task_status: "_Starting" = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until cancelled; peers of another user or group are turned away.
 
-    Cancelling it cancels every handler and closes every connection; the listeners stay the caller's.
+    Cancelling it cancels every handler and closes every connection; the listeners stay the caller's. ``door`` tells
+    whether to accept, and brings connections that another process began.
     """
     if isinstance(listeners, (socket.socket, trio.SocketListener)):
         listeners = (listeners,)
-    server = _Server(registry, max_connections, window_bytes, hard_limit_bytes, trust_any_peer)
+    door = Door() if door is None else door
+    server = _Server(registry, max_connections, window_bytes, hard_limit_bytes, trust_any_peer, door)
     async with trio.open_nursery() as nursery:
+        kept, door.kept = door.kept, ()
+        for one in kept:
+            nursery.start_soon(server.serve, socket.socket(fileno=one.fd), one)
         for listener in listeners:
             nursery.start_soon(server.accept, _own(listener), nursery)
         task_status.started()
@@ -76,20 +83,31 @@ class _Server:
     """What all connections of one `serve_ttrpc` share."""
 
     def __init__(
-        self, registry: Registry, max_connections: int, window_bytes: int, hard_limit_bytes: int, trust_any_peer: bool
+        self,
+        registry: Registry,
+        max_connections: int,
+        window_bytes: int,
+        hard_limit_bytes: int,
+        trust_any_peer: bool,
+        door: Door,
     ) -> None:
         self.registry = registry
         self.max_connections = max_connections
         self.window_bytes = window_bytes
         self.hard_limit_bytes = hard_limit_bytes
         self.trust_any_peer = trust_any_peer
-        self.connections = 0
+        self.door = door
+        self.open: set[_ServerConnection] = set()
+        door.add(self)
 
     async def accept(self, listener: socket.socket, nursery: trio.Nursery) -> None:
         listener.setblocking(False)
         try:
             while True:
+                await self.door.wait_open()
                 await trio.lowlevel.wait_readable(listener.fileno())
+                if not self.door.is_open:
+                    continue
                 try:
                     sock, _ = listener.accept()
                 except BlockingIOError:
@@ -104,35 +122,40 @@ class _Server:
             trio.lowlevel.notify_closing(listener.fileno())
             listener.close()
 
-    async def serve(self, sock: socket.socket) -> None:
+    async def serve(self, sock: socket.socket, kept: KeptConnection | None = None) -> None:
         """One connection from accept to close; whatever goes wrong in it stays in it."""
         try:
             peer = None if self.trust_any_peer else check_peer(sock)
-            if self.connections >= self.max_connections:
+            if len(self.open) >= self.max_connections:
                 raise ConnectionRefusedError(f"{self.max_connections} connections are open; one from {peer} is refused")
         except OSError as error:
             sock.close()
             log.warning("connection refused: %s", error)
             return
-        self.connections += 1
-        connection = _ServerConnection(self, sock, peer)
+        connection = _ServerConnection(self, sock, peer, kept)
+        self.open.add(connection)
         try:
             await connection.serve()
         except Exception:
             log.exception("a connection from %s failed", peer)
         finally:
-            self.connections -= 1
+            self.open.discard(connection)
             connection.wire.close()
 
 
 class _ServerConnection:
     """Owns its socket and the tasks of its calls."""
 
-    def __init__(self, server: _Server, sock: socket.socket, peer: Peer | None) -> None:
+    def __init__(self, server: _Server, sock: socket.socket, peer: Peer | None, kept: KeptConnection | None) -> None:
         self.server = server
         self.peer = peer
         self.wire = Wire(sock)
         self.core = Connection(CALLEE)
+        self._kept_calls = kept.calls if kept is not None else ()
+        if kept is not None:
+            self.core = Connection(CALLEE, unparsed=kept.unparsed, skip=kept.skip, last_id=kept.last_id)
+            if kept.unsent:
+                self.wire.outbox.put(kept.unsent)
         self.calls: dict[int, Context] = {}
         self.news = trio.lowlevel.ParkingLot()  # a call ended or took a message
 
@@ -140,6 +163,9 @@ class _ServerConnection:
         async with trio.open_nursery() as nursery:
             self.wire.on_failure = nursery.cancel_scope.cancel
             nursery.start_soon(self.wire.flush_forever)
+            for call in self._kept_calls:
+                self.core.open_streams[call.stream_id] = call.state
+                self._begin(call.event(), nursery)
             await self._read(nursery)
             # Only the peer's sending side may be shut: what it asked for is still answered.
             while (self.calls or self.wire.outbox.unsent_bytes) and not self.wire.is_hung_up():
@@ -203,6 +229,7 @@ class _ServerConnection:
             return
         call = Context(self, event, method)
         self.calls[event.stream_id] = call
+        call.begin_again = request
         if call.inbox is not None:
             request = Messages(call)
             if event.payload is not None:
@@ -227,7 +254,9 @@ class Context:
         "_method",
         "_scope",
         "_stream_id",
+        "begin_again",
         "deadline",
+        "event",
         "half_closed",
         "inbox",
         "metadata",
@@ -237,6 +266,9 @@ class Context:
 
     def __init__(self, connection: _ServerConnection, event: RequestReceived, method: Method) -> None:
         self._connection = connection
+        self.event = event
+        # The request that begins this call anew without harm; None: there is none. Handlers set it from their begin on.
+        self.begin_again: Message | None = None
         self._stream_id: int = event.stream_id
         self._method = method
         self._answered = False

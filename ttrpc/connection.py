@@ -54,10 +54,16 @@ class Connection:
     __slots__ = ("_seen", "_their_end", "_their_message", "last_id", "late_frames", "open_streams", "reader", "role")
 
     def __init__(
-        self, role: str, *, unparsed: bytes = b"", last_id: int = 0, seen: "Collection[int]" = frozenset()
+        self,
+        role: str,
+        *,
+        unparsed: bytes = b"",
+        skip: int = 0,
+        last_id: int = 0,
+        seen: "Collection[int]" = frozenset(),
     ) -> None:
         self.role = role
-        self.reader = FrameReader(unparsed)
+        self.reader = FrameReader(unparsed, skip=skip)
         self.last_id = last_id  # newest id given out (caller) or seen (callee)
         self.open_streams: dict[int, str] = {}
         self.late_frames = 0  # arrived for streams no longer open, or make no sense in this role; ignored

@@ -10,8 +10,9 @@ import sys
 import time
 
 from daemon.ctl.errors import CtlError, DaemonGone
+from daemon.stopping import NOT_BEGUN
 from ttrpc.blocking import BlockingClient
-from ttrpc.errors import ConnectionLost, DeadlineExceeded
+from ttrpc.errors import ConnectionLost, DeadlineExceeded, StatusError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -83,16 +84,34 @@ class Daemon:
     def attempt(self, service: str, method: str, request: "Message", *, timeout_s: float | None = CALL_S) -> "Any":
         """One call, sent once.
 
+        A daemon that is about to end says which calls it did not begin: those are sent again, to the next one.
         Raises: ConnectionLost when the reply was lost: the call may have taken effect. DaemonGone; StatusError.
         """
-        client = self.connect()
-        try:
-            reply = client.call(service, method, request, timeout_s=timeout_s, metadata=self.metadata)
-        except ConnectionLost:
-            self.lose()
-            raise
-        self._away_since = None
-        return reply
+        while True:
+            client = self.connect()
+            try:
+                reply = client.call(service, method, request, timeout_s=timeout_s, metadata=self.metadata)
+            except ConnectionLost:
+                self.lose()
+                raise
+            except StatusError as error:
+                self._lose_if_not_begun(error)
+                continue
+            self._away_since = None
+            return reply
+
+    def _lose_if_not_begun(self, error: StatusError) -> None:
+        """Have the call sent again when the daemon refused it because it is stopping; it may accept for a while yet.
+
+        Raises: the error itself otherwise; DaemonGone when the daemon stays so for all of the patience.
+        """
+        if NOT_BEGUN not in error.status.details:
+            raise error
+        self.lose()
+        assert self._away_since is not None
+        if time.monotonic() - self._away_since >= self.patience_s:
+            raise DaemonGone(f"the daemon at {self.address} is stopping and does not end", hint=_LOOK_HINT)
+        time.sleep(LONGEST_PAUSE_S / 4)
 
     def call(self, service: str, method: str, request: "Message", *, timeout_s: float | None = CALL_S) -> "Any":
         """One call that may be repeated harmlessly: repeated until it is answered or the patience ends.
@@ -128,6 +147,8 @@ class Daemon:
             except ConnectionLost:
                 losses += 1
                 self.lose()
+            except StatusError as error:
+                self._lose_if_not_begun(error)
         raise DaemonGone(f"the daemon at {self.address} died {losses} times over {method}", hint=_LOOK_HINT)
 
     def lose(self) -> None:

@@ -78,6 +78,9 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "doctor": Entry("doctor.command", "DOCTOR", "what is wrong on this host, and how to repair it"),
         "daemon info": Entry("info", "DAEMON_INFO", "the daemon's health and that of every shim"),
     },
+    "The daemon": {
+        "daemon upgrade": Entry("upgrade", "UPGRADE", "have another program take its place, unnoticed"),
+    },
     "Shims, also with the daemon down": {
         "shim list": Entry("shims", "LIST", "every shim on this host"),
         "shim state": Entry("shims", "STATE", "state of one container, asked of its shim"),

@@ -40,6 +40,7 @@ VALUES: dict[str, tuple[str, ...]] = {
     "config": (FILES,),
     "root": (DIRS,),
     "address": (FILES,),
+    "program": (FILES,),
     "net": ("none", "host"),
     "restart": ("no", "on-failure", "always", "unless-stopped"),
     "log_opt": ("max-size=", "max-file=", "mode="),

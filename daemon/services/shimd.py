@@ -15,6 +15,7 @@ from daemon.shims.handle import Handle, Health
 from daemon.shims.manager import Manager
 from daemon.store import events as journal
 from daemon.store.records import StoredEvent
+from daemon.upgrade import Upgrader
 from daemon.version import VERSION
 from ttrpc.api import shim, shimd, wkt
 
@@ -27,10 +28,11 @@ if TYPE_CHECKING:
 class Shimd:
     """Handlers of shimd.v1.Shimd."""
 
-    def __init__(self, config: Config, manager: Manager, log: EventLog) -> None:
+    def __init__(self, config: Config, manager: Manager, log: EventLog, upgrader: Upgrader) -> None:
         self._config = config
         self._manager = manager
         self._log = log
+        self._upgrader = upgrader
         self._started_at_ns = time.time_ns()
 
     async def Info(self, _request: "api.InfoRequest", _call: Call) -> "api.InfoResponse":  # noqa: N802
@@ -46,6 +48,7 @@ class Shimd:
             root_dir=self._config.root_dir,
             newest_event_seq=self._log.newest_seq,
             oldest_event_seq=self._log.oldest_seq,
+            last_upgrade=self._upgrader.record,
         )
 
     async def Events(self, request: "api.EventsRequest", call: Call) -> None:  # noqa: N802
@@ -53,12 +56,18 @@ class Shimd:
         ns = None if request.all_namespaces else namespace_of(call)
         after_seq = self._log.newest_seq if request.from_now else request.after_seq
         reader = self._log.reader(after_seq, ns, list(request.filters))
+        again = shimd.EventsRequest()
+        again.CopyFrom(request)
+        again.from_now, again.after_seq = False, after_seq
+        call.begin_again = again
         while True:
             missed_through = reader.missed_through()
             if missed_through is not None:
+                again.after_seq = missed_through
                 await call.send(shimd.EventRecord(seq=missed_through + 1, gap=True))
             found, is_end = reader.next_page()
             for event in found:
+                again.after_seq = event.seq  # first: a message given to `send` is sent at once, or kept unsent
                 await call.send(_event_record(event))
             if is_end:
                 if not request.follow:
@@ -106,6 +115,9 @@ class Shimd:
         handle = await self._find(request.container_id, call)
         await self._manager.force_delete(handle)
         return wkt.Empty()
+
+    async def Upgrade(self, request: "api.UpgradeRequest", call: Call) -> None:  # noqa: N802
+        await self._upgrader.lead(request, call.send)
 
     async def _find(self, container_id: str, call: Call) -> Handle:
         require_identifier(container_id, "container id")

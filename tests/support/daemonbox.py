@@ -9,6 +9,7 @@ with DaemonBox() as box:
 import contextlib
 import json
 import os
+import select
 import shutil
 import signal
 import socket
@@ -38,6 +39,40 @@ SPEC_URL = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
 PROCESS_URL = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 
 
+class Adopted:
+    """A process that is not our child, with what of Popen the box uses. Its exit code is not known: 0 stands for it.
+    Owns a pidfd until the process has been seen ended.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self._fd = os.pidfd_open(pid)
+
+    def poll(self) -> int | None:
+        return self.returncode if self.returncode is not None else self._ended(0)
+
+    def _ended(self, timeout_ms: float) -> int | None:
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        if poll.poll(timeout_ms):
+            os.close(self._fd)
+            self.returncode = 0
+        return self.returncode
+
+    def wait(self, timeout: float = CALL_S) -> int:
+        if self.poll() is None and self._ended(timeout * 1000) is None:
+            raise subprocess.TimeoutExpired(str(self.pid), timeout)
+        return 0
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            signal.pidfd_send_signal(self._fd, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
 class DaemonBox:
     """Owns a folder with root, state and rootfs, and the daemon on it; leaving it ends every container in it."""
 
@@ -47,7 +82,7 @@ class DaemonBox:
         self.config_path, self.log_path = f"{self.folder}/config.toml", f"{self.folder}/log"
         self.rootfs = make_rootfs(f"{self.folder}/rootfs")
         self.environ = dict(environ or {})
-        self.daemon: subprocess.Popen[bytes] | None = None
+        self.daemon: subprocess.Popen[bytes] | Adopted | None = None
         self._client: BlockingClient | None = None
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         self._notify.bind(f"{self.folder}/notify")
@@ -122,6 +157,16 @@ class DaemonBox:
     def log(self) -> str:
         with open(self.log_path, encoding="utf-8", errors="replace") as file:
             return file.read()[-20000:]
+
+    def upgraded(self, pid: int) -> None:
+        """Another process is the daemon now: the old one ends well, the new one is ours from here on."""
+        assert self.daemon is not None
+        assert self.daemon.wait(timeout=CALL_S) == 0
+        self.replaced(pid)
+
+    def replaced(self, pid: int) -> None:
+        """Take another process for the daemon; the old one has been waited for."""
+        self.daemon = Adopted(pid)
 
     # --- calls
 

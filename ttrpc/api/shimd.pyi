@@ -26,6 +26,66 @@ HEALTH_SERVING: Health
 HEALTH_UNREACHABLE: Health
 HEALTH_GONE: Health
 
+class UpgradeRequest(_message.Message):
+    __slots__ = ("id", "program", "dry_run")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    PROGRAM_FIELD_NUMBER: _ClassVar[int]
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    program: str
+    dry_run: bool
+    def __init__(self, id: _Optional[str] = ..., program: _Optional[str] = ..., dry_run: _Optional[bool] = ...) -> None: ...
+
+class UpgradeProgress(_message.Message):
+    __slots__ = ("step", "version", "pid", "schema", "writes_schema", "oldest_reader")
+    class Step(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        STEP_UNKNOWN: _ClassVar[UpgradeProgress.Step]
+        STEP_CHECKED: _ClassVar[UpgradeProgress.Step]
+        STEP_STARTED: _ClassVar[UpgradeProgress.Step]
+        STEP_READY: _ClassVar[UpgradeProgress.Step]
+        STEP_HANDING_OVER: _ClassVar[UpgradeProgress.Step]
+    STEP_UNKNOWN: UpgradeProgress.Step
+    STEP_CHECKED: UpgradeProgress.Step
+    STEP_STARTED: UpgradeProgress.Step
+    STEP_READY: UpgradeProgress.Step
+    STEP_HANDING_OVER: UpgradeProgress.Step
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    SCHEMA_FIELD_NUMBER: _ClassVar[int]
+    WRITES_SCHEMA_FIELD_NUMBER: _ClassVar[int]
+    OLDEST_READER_FIELD_NUMBER: _ClassVar[int]
+    step: UpgradeProgress.Step
+    version: str
+    pid: int
+    schema: int
+    writes_schema: int
+    oldest_reader: int
+    def __init__(self, step: _Optional[_Union[UpgradeProgress.Step, str]] = ..., version: _Optional[str] = ..., pid: _Optional[int] = ..., schema: _Optional[int] = ..., writes_schema: _Optional[int] = ..., oldest_reader: _Optional[int] = ...) -> None: ...
+
+class UpgradeRecord(_message.Message):
+    __slots__ = ("id", "done", "reason", "from_version", "to_version", "from_pid", "to_pid", "gap_ns", "at")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    FROM_VERSION_FIELD_NUMBER: _ClassVar[int]
+    TO_VERSION_FIELD_NUMBER: _ClassVar[int]
+    FROM_PID_FIELD_NUMBER: _ClassVar[int]
+    TO_PID_FIELD_NUMBER: _ClassVar[int]
+    GAP_NS_FIELD_NUMBER: _ClassVar[int]
+    AT_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    done: bool
+    reason: str
+    from_version: str
+    to_version: str
+    from_pid: int
+    to_pid: int
+    gap_ns: int
+    at: _timestamp_pb2.Timestamp
+    def __init__(self, id: _Optional[str] = ..., done: _Optional[bool] = ..., reason: _Optional[str] = ..., from_version: _Optional[str] = ..., to_version: _Optional[str] = ..., from_pid: _Optional[int] = ..., to_pid: _Optional[int] = ..., gap_ns: _Optional[int] = ..., at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping[str, object]]] = ...) -> None: ...
+
 class ForceDeleteRequest(_message.Message):
     __slots__ = ("container_id",)
     CONTAINER_ID_FIELD_NUMBER: _ClassVar[int]
@@ -37,7 +97,7 @@ class InfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class InfoResponse(_message.Message):
-    __slots__ = ("version", "pid", "started_at", "recovering", "adopted", "unreachable", "state_dir", "root_dir", "newest_event_seq", "oldest_event_seq")
+    __slots__ = ("version", "pid", "started_at", "recovering", "adopted", "unreachable", "state_dir", "root_dir", "newest_event_seq", "oldest_event_seq", "last_upgrade")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     STARTED_AT_FIELD_NUMBER: _ClassVar[int]
@@ -48,6 +108,7 @@ class InfoResponse(_message.Message):
     ROOT_DIR_FIELD_NUMBER: _ClassVar[int]
     NEWEST_EVENT_SEQ_FIELD_NUMBER: _ClassVar[int]
     OLDEST_EVENT_SEQ_FIELD_NUMBER: _ClassVar[int]
+    LAST_UPGRADE_FIELD_NUMBER: _ClassVar[int]
     version: str
     pid: int
     started_at: _timestamp_pb2.Timestamp
@@ -58,7 +119,8 @@ class InfoResponse(_message.Message):
     root_dir: str
     newest_event_seq: int
     oldest_event_seq: int
-    def __init__(self, version: _Optional[str] = ..., pid: _Optional[int] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping[str, object]]] = ..., recovering: _Optional[bool] = ..., adopted: _Optional[int] = ..., unreachable: _Optional[int] = ..., state_dir: _Optional[str] = ..., root_dir: _Optional[str] = ..., newest_event_seq: _Optional[int] = ..., oldest_event_seq: _Optional[int] = ...) -> None: ...
+    last_upgrade: UpgradeRecord
+    def __init__(self, version: _Optional[str] = ..., pid: _Optional[int] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping[str, object]]] = ..., recovering: _Optional[bool] = ..., adopted: _Optional[int] = ..., unreachable: _Optional[int] = ..., state_dir: _Optional[str] = ..., root_dir: _Optional[str] = ..., newest_event_seq: _Optional[int] = ..., oldest_event_seq: _Optional[int] = ..., last_upgrade: _Optional[_Union[UpgradeRecord, _Mapping[str, object]]] = ...) -> None: ...
 
 class EventsRequest(_message.Message):
     __slots__ = ("after_seq", "follow", "filters", "all_namespaces", "from_now")

@@ -50,7 +50,7 @@ class FakeCall:
 
 
 def shimd_service(log: EventLog) -> Shimd:
-    return Shimd(None, None, log)  # type: ignore[arg-type]  # Events needs neither
+    return Shimd(None, None, log, None)  # type: ignore[arg-type]  # Events needs none of them
 
 
 async def test_a_follower_gets_what_is_stored_and_then_what_comes(log: EventLog) -> None:

@@ -202,17 +202,53 @@ def test_a_newer_schema_is_refused_untouched(tmp_path: Path) -> None:
     path = str(tmp_path / "shimd.db")
     Database(path).close()
     with sqlite3.connect(path) as connection:
+        connection.execute(f"PRAGMA user_version = {schema.VERSION + 2}")
+        connection.execute("UPDATE meta SET value = ? WHERE key = 'oldest_reader'", (schema.VERSION + 1,))
+    connection.close()
+    before = Path(path).read_bytes()
+    reason = f"schema {schema.VERSION + 2}, .* up to {schema.VERSION}: run a release that knows {schema.VERSION + 1} or"
+    with pytest.raises(schema.NewerSchema, match=reason.replace("knows ", "knows schema ")):
+        Database(path)
+    assert Path(path).read_bytes() == before
+
+
+def test_a_newer_schema_that_says_so_is_worked_with_and_kept(tmp_path: Path) -> None:
+    """Its oldest reader is as old as we are: a downgrade without a copy."""
+    path = str(tmp_path / "shimd.db")
+    Database(path).close()
+    with sqlite3.connect(path) as connection:
         connection.execute(f"PRAGMA user_version = {schema.VERSION + 1}")
     connection.close()
-    with pytest.raises(schema.NewerSchema, match="run the release that wrote it"):
+    Database(path).close()
+    assert schema.examine(path) == schema.Found(schema.VERSION + 1, schema.oldest_reader())
+
+
+def test_a_migration_that_cannot_be_followed_leaves_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The release before can put it back, and then serves from it as if nothing had been."""
+    path = str(tmp_path / "shimd.db")
+    Database(path).close()
+    version = schema.VERSION
+    step = schema.Step("CREATE TABLE extra (x TEXT);", oldest_reader=version + 1)
+    with monkeypatch.context() as later:
+        later.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, step))
+        later.setattr(schema, "VERSION", version + 1)
+        Database(path).close()
+        assert schema.examine(path) == schema.Found(version + 1, version + 1)
+        assert not schema.restore(path)
+    with pytest.raises(schema.NewerSchema, match="restore the copy from before"):
         Database(path)
+    assert schema.restore(path)
+    assert schema.examine(path) == schema.Found(version, version)
+    Database(path).close()
+    assert not schema.restore(path)
 
 
 def test_a_migration_happens_as_a_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A step that fails in its middle leaves the old schema, and the next start tries again."""
     path = str(tmp_path / "shimd.db")
-    good = schema._MIGRATIONS
-    monkeypatch.setattr(schema, "_MIGRATIONS", (*good, "CREATE TABLE extra (x TEXT);\nCREATE TABLE extra (x TEXT);"))
+    good = schema.MIGRATIONS
+    bad = schema.Step("CREATE TABLE extra (x TEXT);\nCREATE TABLE extra (x TEXT);", oldest_reader=1)
+    monkeypatch.setattr(schema, "MIGRATIONS", (*good, bad))
     monkeypatch.setattr(schema, "VERSION", schema.VERSION + 1)
     with pytest.raises(StoreFailed, match="extra"):
         Database(path)
@@ -220,7 +256,8 @@ def test_a_migration_happens_as_a_whole_or_not_at_all(tmp_path: Path, monkeypatc
     assert connection.execute("PRAGMA user_version").fetchone() == (0,)
     assert connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
     connection.close()
-    monkeypatch.setattr(schema, "_MIGRATIONS", (*good, "CREATE TABLE extra (x TEXT);"))
+    step = schema.Step("CREATE TABLE extra (x TEXT);", oldest_reader=1)
+    monkeypatch.setattr(schema, "MIGRATIONS", (*good, step))
     Database(path).close()
     connection = sqlite3.connect(path)
     assert connection.execute("PRAGMA user_version").fetchone() == (schema.VERSION,)

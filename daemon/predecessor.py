@@ -1,0 +1,107 @@
+"""The new process's side of an upgrade: everything but the store is made ready while the old daemon serves."""
+
+import contextlib
+import logging
+import os
+import socket
+import time
+
+from daemon import faults
+from daemon.config import Config
+from daemon.handover import PROTOCOL, Channel, Gone, Misunderstood, Seat, receive_kept
+from daemon.lock import DirectoryLock
+from daemon.server import Listener
+from daemon.version import VERSION
+from ttrpc.api import shimd, wkt
+
+log = logging.getLogger(__name__)
+
+
+class NotTakenOver(Exception):
+    """We were started to take a daemon's place and it did not come to that; the message says why."""
+
+
+class Predecessor:
+    """The daemon whose place we take. Owns our end of the channel, until `finish`."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self.record = shimd.UpgradeRecord()
+        self._closed_at_ns = 0
+
+    async def meet(self, config: Config) -> Seat:
+        """Get what can be shared: locks and listening sockets. Then wait until we may take the rest, and take it.
+
+        An old daemon that dies from here on is replaced all the same: to give up it would end us first.
+        Blocks: as long as the old daemon wants to serve on. Raises: NotTakenOver.
+        """
+        try:
+            hello, fds = await self._channel.receive("hello")
+            seat = _seat(config, hello, fds)
+            self.record = shimd.UpgradeRecord.FromString(bytes.fromhex(hello["record"]))
+            self.record.to_version, self.record.to_pid = VERSION, os.getpid()
+            faults.point("successor.began")
+            await self._channel.send("ready", version=VERSION, pid=os.getpid())
+        except Gone:
+            raise NotTakenOver("the daemon that was to be replaced is gone") from None
+        except (Misunderstood, OSError, KeyError, ValueError) as error:
+            await self._refuse(str(error))
+            raise NotTakenOver(f"it cannot take the place of the daemon that runs: {error}") from None
+        faults.point("successor.ready")
+        await self._take(seat)
+        seat.record = self.record
+        faults.point("successor.taken")
+        return seat
+
+    async def _refuse(self, reason: str) -> None:
+        with contextlib.suppress(Gone):
+            await self._channel.send("refused", reason=reason)
+
+    async def _take(self, seat: Seat) -> None:
+        self._closed_at_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        try:
+            take, seat.kept = await receive_kept(self._channel)
+            self._closed_at_ns = int(take["closed_at_ns"])
+        except Gone:
+            log.warning("the daemon that was to be replaced has died; going on in its place")
+
+    async def confirm(self, seat: Seat) -> None:
+        """We could serve now: returns when we shall, because the old daemon says so or has died."""
+        faults.point("successor.loaded")
+        with contextlib.suppress(Gone):
+            await self._channel.send("loaded")
+            await self._channel.receive("commit")
+        faults.point("successor.committed")
+        seat.sign()
+
+    async def finish(self) -> None:
+        """We accept: the wait of those who connected meanwhile is over."""
+        now_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        self.record.done = True
+        self.record.gap_ns = max(0, now_ns - self._closed_at_ns)
+        self.record.at.CopyFrom(wkt.timestamp(time.time_ns()))
+        with contextlib.suppress(Gone):
+            await self._channel.send("serving", gap_ns=self.record.gap_ns)
+        self._channel.close()
+        faults.point("successor.serving")
+
+
+def _seat(config: Config, hello: dict[str, object], fds: list[int]) -> Seat:
+    """What the hello brought. Raises: NotTakenOver when the configuration is about other directories."""
+    if hello["protocol"] != PROTOCOL:
+        raise Misunderstood(f"protocol {hello['protocol']}, this program knows {PROTOCOL}")
+    places = hello["locks"]
+    assert isinstance(places, list)
+    locks = [DirectoryLock.adopted(path, fd) for path, fd in zip(places, fds, strict=False)]
+    for directory in dict.fromkeys((config.state_dir, config.root_dir)):
+        if not any(lock.is_of(directory) for lock in locks):
+            raise Misunderstood(
+                f"it does not own {directory}: a daemon with other directories is started beside it, not in its place"
+            )
+    kinds = hello["listeners"]
+    assert isinstance(kinds, list)
+    listeners = [
+        Listener(socket.socket(fileno=fd), is_ours=is_ours, is_stored=is_stored)
+        for (is_ours, is_stored), fd in zip(kinds, fds[len(locks) :], strict=True)
+    ]
+    return Seat(locks, listeners)
