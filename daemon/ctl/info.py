@@ -56,10 +56,11 @@ def daemon_info(args: argparse.Namespace) -> int:
     host_found = host.host_as_json((info.root_dir, info.state_dir))
     process = host.process_as_json(info.pid)
     if args.json:
-        fields = {name: getattr(info, name) for name in info.DESCRIPTOR.fields_by_name if name != "started_at"}
+        messages = ("started_at", "last_upgrade")
+        fields = {name: getattr(info, name) for name in info.DESCRIPTOR.fields_by_name if name not in messages}
         found = {
             **fields,
-            "started_at": jsonable(info).get("started_at"),
+            **{name: jsonable(info).get(name) for name in messages},
             "host": host_found,
             "process": process,
             "shims": [{**shim_as_json(each), "process": host.process_as_json(each.pid)} for each in shims],
@@ -83,6 +84,10 @@ def _print_info(
     up = f", up {span_words((time.time_ns() - started_ns) / NS)}" if started_ns is not None else ""
     print(f"shimd {info.version}, pid {info.pid}{up}{', still recovering' if info.recovering else ''}")
     print(f"root {info.root_dir}, state {info.state_dir}")
+    if info.HasField("last_upgrade"):
+        last = info.last_upgrade
+        outcome = f"from {last.from_version}, pid {last.from_pid}" if last.done else f"failed: {last.reason}"
+        print(f"last upgrade {outcome}")
     print(f"events {info.oldest_event_seq} to {info.newest_event_seq}")
     taken = [found for found in (host.process_as_json(each.pid) for each in shims) if found is not None]
     print("\n".join(host.lines(host_found, process, taken)))

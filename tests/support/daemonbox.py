@@ -120,10 +120,18 @@ class DaemonBox:
     def start(self, environ: Mapping[str, str] | None = None, *, recovered: bool = True) -> None:
         """Start it and wait until it says READY; with ``recovered`` until it has decided about every task."""
         assert self.daemon is None, "it runs already"
+        self._forget_told()
         self.daemon = self.spawn(environ)
         self.wait_told("READY=1")
         if recovered:
             wait_until(lambda: not self.info().recovering, deadline_s=BOOT_S, what="recovery")
+
+    def _forget_told(self) -> None:
+        """What earlier processes have told is not about the next one."""
+        self._notify.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self._notify.recv(4096)
 
     def wait_told(self, word: str) -> None:
         """Wait until the daemon has told its supervisor this."""
