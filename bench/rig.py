@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from tests.support import leaks
+from tests.support.daemonbox import Adopted
 from tests.support.rootfs import make_rootfs
 from tests.support.waiting import wait_until
 
@@ -87,7 +88,7 @@ class Daemon:
     """What both daemons have: a process, a socket, containers with a shim each. Subclasses say how to ask."""
 
     rig: Rig
-    process: subprocess.Popen[bytes] | None = None
+    process: subprocess.Popen[bytes] | Adopted | None = None
     made: list[str] = field(default_factory=list)
 
     name = ""

@@ -65,7 +65,8 @@ def _parser() -> argparse.ArgumentParser:
     check = actions.add_parser("check", help="read a configuration as the daemon would and say what is wrong with it")
     check.add_argument("file", metavar="FILE")
     check.set_defaults(command=_config_check)
-    systemd = actions.add_parser("unit", parents=[options], help="print a systemd unit for this installation")
+    systemd = actions.add_parser("unit", parents=[options], help="print the systemd units for this installation")
+    systemd.add_argument("which", nargs="?", choices=("service", "socket"), help="one of the two (default: both)")
     systemd.set_defaults(command=_config_unit)
     return parser
 
@@ -87,7 +88,15 @@ def _config_check(arguments: argparse.Namespace) -> int:
 
 
 def _config_unit(arguments: argparse.Namespace) -> int:
-    _say(unit.unit_text(os.path.abspath(sys.argv[0]), getattr(arguments, "config", DEFAULT_PATH)), end="")
+    config = _configured(arguments)
+    program = os.path.abspath(sys.argv[0])
+    ctl = os.path.join(os.path.dirname(program), "shimctl")
+    path = getattr(arguments, "config", DEFAULT_PATH)
+    texts = {
+        "service": unit.service_text(program, ctl, path, config.socket_path),
+        "socket": unit.socket_text(config.socket_path, config.socket.mode),
+    }
+    _say("\n".join(texts.values()) if arguments.which is None else texts[arguments.which], end="")
     return 0
 
 

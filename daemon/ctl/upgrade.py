@@ -130,7 +130,7 @@ UPGRADE = Command(
 Have another program take the daemon's place: a newer release, an older one, or the same with a changed configuration.
 
 The new program first shows that it can read configuration and store, without touching them (--dry-run ends there).
-Then it makes itself ready while the old one serves; the old one finishes the calls under way and hands over its sockets.
+Then it makes itself ready while the old one serves, which finishes the calls under way and hands over its sockets.
 Nobody is refused: who connects meanwhile waits; connections that are idle, or wait for an exit, stay as they are.
 If the new program dies or takes too long at any step, the old one serves on and the reason is told.
 

@@ -39,6 +39,14 @@ SPEC_URL = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
 PROCESS_URL = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 
 
+# What systemd does with a socket it has kept: sd_listen_fds(3).
+HAND_OVER = (
+    "import os, sys; os.dup2(int(sys.argv[1]), 3); os.set_inheritable(3, True);"
+    "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='1', LISTEN_FDNAMES='shimd');"
+    "os.execv(sys.argv[2], sys.argv[2:])"
+)
+
+
 class Adopted:
     """A process that is not our child, with what of Popen the box uses. Its exit code is not known: 0 stands for it.
     Owns a pidfd until the process has been seen ended.
@@ -69,6 +77,9 @@ class Adopted:
         if self.poll() is None:
             signal.pidfd_send_signal(self._fd, number)
 
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
 
@@ -83,6 +94,7 @@ class DaemonBox:
         self.rootfs = make_rootfs(f"{self.folder}/rootfs")
         self.environ = dict(environ or {})
         self.daemon: subprocess.Popen[bytes] | Adopted | None = None
+        self.stored: list[int] = []  # the sockets the daemon had its supervisor keep; handed to the next start
         self._client: BlockingClient | None = None
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         self._notify.bind(f"{self.folder}/notify")
@@ -114,8 +126,13 @@ class DaemonBox:
         path = os.pathsep.join((os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)))
         variables = {**os.environ, "PATH": path, **self.environ, **(environ or {})}
         variables["NOTIFY_SOCKET"] = f"{self.folder}/notify"
+        command = self.command()
+        if self.stored:
+            command = [sys.executable, "-c", HAND_OVER, str(self.stored[0]), *command]
         with open(self.log_path, "ab") as log:
-            return subprocess.Popen(self.command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=variables)
+            return subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=variables, pass_fds=self.stored[:1]
+            )
 
     def start(self, environ: Mapping[str, str] | None = None, *, recovered: bool = True) -> None:
         """Start it and wait until it says READY; with ``recovered`` until it has decided about every task."""
@@ -138,7 +155,9 @@ class DaemonBox:
         self._notify.settimeout(BOOT_S)
         while True:
             try:
-                told = self._notify.recv(4096).decode()
+                data, fds, _, _ = socket.recv_fds(self._notify, 4096, 4, socket.MSG_CMSG_CLOEXEC)
+                told = data.decode()
+                self.stored += fds
             except TimeoutError:
                 raise AssertionError(f"the daemon did not say {word}; its log:\n{self.log()}") from None
             if word in told.split("\n"):
@@ -332,6 +351,8 @@ class DaemonBox:
                 self.daemon.wait()
             self.disconnect()
             self._notify.close()
+            for fd in self.stored:
+                os.close(fd)
             shutil.rmtree(self.folder, ignore_errors=True)
             self._remove_cgroups()
 

@@ -27,8 +27,11 @@ from ttrpc.status import Code
 RESTART_POINTS = tuple(point for point in POINTS if point.startswith("restart."))
 FOREIGN_POINTS = ("foreign.before_commit", "foreign.committed")
 FOLLOW_POINTS = tuple(point for point in POINTS if point.startswith(("ingest.", "exit.")))
-LIFE_POINTS = tuple(point for point in POINTS if point not in (*RESTART_POINTS, *FOREIGN_POINTS))
-FOREIGN_LIFE_POINTS = tuple(point for point in POINTS if point not in (*RESTART_POINTS, *FOLLOW_POINTS))
+UPGRADE_POINTS = tuple(point for point in POINTS if point.startswith(("upgrade.", "successor.")))
+LIFE_POINTS = tuple(point for point in POINTS if point not in (*RESTART_POINTS, *FOREIGN_POINTS, *UPGRADE_POINTS))
+FOREIGN_LIFE_POINTS = tuple(
+    point for point in POINTS if point not in (*RESTART_POINTS, *FOLLOW_POINTS, *UPGRADE_POINTS)
+)
 
 WHOLE_LIFE = [
     "/tasks/create",

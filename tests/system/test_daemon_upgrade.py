@@ -121,7 +121,9 @@ def test_a_dry_run_changes_nothing(box: CtlBox) -> None:
 def test_the_supervisor_is_told_which_process_is_the_main_one(box: CtlBox) -> None:
     """By the old one before it goes, by the new one when it is ready."""
     said = upgrade(box)
-    box.daemon.wait_told(f"MAINPID={said['to_pid']}")
+    told = f"MAINPID={said['to_pid']}"
+    box.daemon.wait_told(told)
+    assert box.daemon.info().pid == said["to_pid"]
 
 
 def test_a_kept_connection_goes_on_in_the_new_process(box: CtlBox) -> None:
@@ -267,6 +269,45 @@ FOLLOWING = {
 def _out(started: "subprocess.Popen[bytes]") -> int:
     assert started.stdout is not None
     return started.stdout.fileno()
+
+
+# --- restarted by systemd
+
+
+def connect_only(callers: Callers) -> None:
+    """Now and then, so that the backlog never fills while nobody accepts."""
+    BlockingClient.connect(callers.address, timeout_s=CALL_S).close()
+    callers.stop.wait(0.02)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_socket_that_systemd_keeps_refuses_nobody(number: int) -> None:
+    """FDSTORE=1: who connects while no daemon is there waits for the next one; shimctl fails not once."""
+    with CtlBox(environ={"FDSTORE": "4"}) as box:
+        (fd,) = box.daemon.stored
+        inode = os.stat(box.daemon.address).st_ino
+        callers = Callers(box.daemon.address)
+        callers.start("shimctl", lambda: box.ctl.output("ps", "-a"))
+        callers.start("connect", lambda: connect_only(callers))
+        try:
+            for round_number in range(2):
+                assert box.daemon.kill(number) in (0, -number)
+                with BlockingClient.connect(box.daemon.address) as waiting:
+                    box.daemon.start()
+                    assert waiting.call(SHIMD, "Info", shimd.InfoRequest(), timeout_s=CALL_S).pid == pid_of(box)
+                before = callers.counts.get("shimctl", 0)
+                wait_until(
+                    lambda before=before: callers.failures or callers.counts.get("shimctl", 0) > before,  # type: ignore[misc]
+                    what=f"shimctl after round {round_number}",
+                    deadline_s=CALL_S,
+                )
+        finally:
+            callers.finish()
+        assert callers.failures == []
+        assert os.stat(box.daemon.address).st_ino == inode
+        assert box.daemon.stored == [fd]
+        upgrade(box)
+        assert os.stat(box.daemon.address).st_ino == inode
 
 
 # --- schemas, both directions

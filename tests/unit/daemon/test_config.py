@@ -7,7 +7,7 @@ import pytest
 from daemon import configfile
 from daemon.config import DEFAULT_RUNTIME, Config, Runtime
 from daemon.configfile import ConfigError
-from daemon.unit import unit_text
+from daemon.unit import service_text, socket_text
 
 
 def test_the_printed_default_parses_to_the_defaults() -> None:
@@ -72,7 +72,16 @@ def test_a_missing_file_is_an_error_only_when_it_was_asked_for() -> None:
 
 def test_the_unit_never_kills_containers_with_the_daemon() -> None:
     """What the promise needs of systemd."""
-    unit = unit_text("/usr/bin/shimd", "/etc/shimd/config.toml")
+    unit = service_text("/usr/bin/shimd", "/usr/bin/shimctl", "/etc/shimd/config.toml", "/run/shimd/s")
     for line in ("Type=notify", "KillMode=process", "Delegate=yes", "OOMScoreAdjust=-999", "TasksMax=infinity"):
         assert f"\n{line}\n" in unit
     assert "ExecStart=/usr/bin/shimd run --config /etc/shimd/config.toml\n" in unit
+
+
+def test_the_units_keep_the_socket_while_no_daemon_is_there() -> None:
+    """By the socket unit, which the service prefers; by the store of descriptors without it. A reload is an upgrade."""
+    service = service_text("/usr/bin/shimd", "/usr/bin/shimctl", "/c.toml", "/run/shimd/s")
+    for line in ("Wants=shimd.socket", "FileDescriptorStoreMax=4", "Environment=SHIMD_FDSTORE=4", "NotifyAccess=main"):
+        assert f"\n{line}\n" in service
+    assert "\nExecReload=/usr/bin/shimctl --address /run/shimd/s daemon upgrade\n" in service
+    assert "\nListenStream=/run/shimd/s\nSocketMode=0600\n" in socket_text("/run/shimd/s", 0o600)
