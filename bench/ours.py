@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from bench.rig import Daemon, command, program
-from tests.support.daemonbox import Adopted
+from tests.support.adopted import Adopted
 from ttrpc.api import shimd
 from ttrpc.blocking import BlockingClient
 

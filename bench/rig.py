@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from tests.support import leaks
-from tests.support.daemonbox import Adopted
+from tests.support.adopted import Adopted
 from tests.support.rootfs import make_rootfs
 from tests.support.waiting import wait_until
 
