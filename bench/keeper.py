@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 from bench.measure import Figures, compare, in_turn, memory_kib, percentile, wall_ms
 from bench.rig import Daemon, Rig, program
-from shim import launch
+from shim import launch, launcher
 from tests.support.keeperbox import Bundle, KeeperBox
 from tests.support.shimbox import ShimBox
 from tests.support.waiting import wait_until
@@ -91,7 +91,7 @@ def answer_info(address: str) -> None:
 def programs(rig: Rig, keeper: KeeperBox, rounds: int) -> Figures:
     """What containerd executes: `start`, and `delete` after an end in order, beside the peer's."""
     go = program(GO_SHIM)
-    own = program("containerd-shim-shimd-v2")
+    own = launcher.install(keeper.folder)
     environment = {**os.environ, **keeper.environment, "TTRPC_ADDRESS": f"{keeper.folder}/none.ttrpc"}
 
     def start(argv0: str, side: str) -> Callable[[int], float]:

@@ -41,7 +41,9 @@ def main() -> int:
     stdin, reason = None, ""
     if sys.argv[-1] == "start":
         path = keeper_path(posix.environ)
-        if path:
+        if path and posix.environ.get(b"SCHED_CORE"):
+            reason = "SCHED_CORE asks for what its template must not have"
+        elif path:
             stdin = read_stdin()
             try:
                 _print_and_end(start_by_keeper(path, stdin))

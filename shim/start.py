@@ -45,6 +45,10 @@ def start(params: Params, serve: "Callable[[int, Params, int], int]", reason: st
             _become_shim(listener, bundle_fd, params, score, serve, reason)
         if params.shim_cgroup:
             join_cgroup(params.shim_cgroup, pid)
+        if params.environment.get("SCHED_CORE"):
+            from shim.schedcore import isolate
+
+            isolate(pid)  # before anybody knows the address, so before there is a container
         address = publish(params, pid)
     except OSError as error:
         if pid:

@@ -1,6 +1,7 @@
 """What the runtime options of a daemon do, and what a shim says of itself and its runtime, with real runc."""
 
 import contextlib
+import ctypes
 import json
 import os
 import shutil
@@ -217,6 +218,31 @@ def test_info_of_a_runtime_that_is_not_there_is_an_error() -> None:
 
     assert (done.returncode, done.stdout) == (1, b"")
     assert b"'no-such-runtime'" in done.stderr
+
+
+# --- core scheduling
+
+
+def cookie(pid: int) -> int | None:
+    """The core scheduling cookie of a process; None where the kernel has none. Source: prctl(2), PR_SCHED_CORE_GET."""
+    found = ctypes.c_ulong()
+    done: int = ctypes.CDLL(None).prctl(62, 0, pid, 0, ctypes.byref(found))
+    return found.value if done == 0 else None
+
+
+def test_sched_core_is_given_or_refused_never_passed_over() -> None:
+    """containerd's `sched_core`; a kernel may be built without it, and then the Go shim does not start either."""
+    with ShimBox(environment={"SCHED_CORE": "1"}) as box:
+        box.write_spec()
+        done = box.run_shim("start")
+        if cookie(os.getpid()) is None:
+            assert (done.returncode, done.stdout) == (1, b"")
+            assert b"core scheduling, which SCHED_CORE asks for, is not to be had" in done.stderr
+            assert os.listdir(box.sockets) == []
+        else:
+            assert done.returncode == 0, done.stderr
+            box.address, box.shim_pid = done.stdout.decode(), int(box.read("shim.pid"))
+            assert cookie(box.shim_pid) not in (0, cookie(os.getpid()))
 
 
 # --- newer daemons
