@@ -28,6 +28,10 @@ class ShimdUnderContainerd(Containerd):
     name = "ours"
 
     @property
+    def namespace(self) -> str:
+        return f"{self.rig.namespace}.{self.name}"
+
+    @property
     def keeper_folder(self) -> str:
         return os.path.join(self.folder, "keeper")
 

@@ -40,7 +40,7 @@ class Containerd(Daemon):
         return [program("containerd"), "--config", path]
 
     def client(self, *words: str) -> list[str]:
-        return [program("ctr"), "--address", self.socket_path, "--namespace", self.rig.namespace, *words]
+        return [program("ctr"), "--address", self.socket_path, "--namespace", self.namespace, *words]
 
     @property
     def rootfs_words(self) -> list[str]:
@@ -76,7 +76,7 @@ class Containerd(Daemon):
 
     def shim_arguments(self, container: str) -> list[str]:
         """What containerd gives a shim to serve with."""
-        return ["-namespace", self.rig.namespace, "-id", container, "-address", self.socket_path]
+        return ["-namespace", self.namespace, "-id", container, "-address", self.socket_path]
 
     def remove(self, container: str) -> None:
         command(*self.client("tasks", "delete", "--force", container), check=False)

@@ -98,6 +98,11 @@ class Daemon:
         return os.path.join(self.rig.folder, self.name)
 
     @property
+    def namespace(self) -> str:
+        """Where its containers are. ctr and Go name cgroups after it: two containerds at once need one each."""
+        return self.rig.namespace
+
+    @property
     def state_dir(self) -> str:
         return os.path.join(self.folder, "state")
 
@@ -195,7 +200,7 @@ class Daemon:
 
     def bundle_file(self, container: str, name: str) -> str:
         """The text of a file in the bundle; containerd's layout for both."""
-        parts = ("io.containerd.runtime.v2.task", self.rig.namespace, container, name)
+        parts = ("io.containerd.runtime.v2.task", self.namespace, container, name)
         with open(os.path.join(self.state_dir, *parts), encoding="ascii") as file:
             return file.read().strip()
 

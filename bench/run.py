@@ -31,6 +31,10 @@ class OtherContainerd(Containerd):
 
     name = "containerd2"
 
+    @property
+    def namespace(self) -> str:
+        return f"{self.rig.namespace}.second"
+
 
 def run_script(name: str, *, quick: bool, null: bool) -> tuple[Figures, dict[str, int]]:
     """Measure one script on fresh ground. Returns its figures and the sizes they were taken at."""

@@ -59,9 +59,9 @@ def run_keeper(environment: "dict[bytes, bytes]") -> int:
         listener = bind_instead(name, 0)
         if listener is None:
             return _fail(f"one serves at {name} already")
+        os.close(lock_fd)  # before its number is taken: without `site` it is just LISTENER_FD
         os.dup2(listener.fileno(), LISTENER_FD)
         os.set_inheritable(LISTENER_FD, True)
-        os.close(lock_fd)
         os.execve(sys.executable, command(name), keeper_environment())  # noqa: S606 - no shell is wanted
     except (OSError, Unserved) as error:
         return _fail(str(error))

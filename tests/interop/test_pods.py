@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.support import image, leaks
-from tests.support.containerdbox import CONFIG, OUR_RUNTIME, ContainerdBox
+from tests.support.containerdbox import CONFIG, GO_RUNTIME, OUR_RUNTIME, OUR_SHIM, ContainerdBox, our_shim_folder
 from tests.support.criapi import EXITED, NODE, RUNNING, CriApi
 from tests.support.waiting import wait_until
 
@@ -32,7 +32,13 @@ CRI = """\
     default_runtime_name = "shimd"
   [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.shimd]
     runtime_type = "{runtime}"
+    {more}
 """
+# How a config.toml can name our shim: as a type of its own, or by putting it in the place of runc's, whose options it
+# then gets (to any other type the CRI gives none but a path).
+OPTIONS = """[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.shimd.options]
+      NoNewKeyring = true"""
+RUNTIMES = {"type": (OUR_RUNTIME, ""), "place": (GO_RUNTIME, OPTIONS)}
 
 pytestmark = pytest.mark.long
 
@@ -51,9 +57,10 @@ def remove_pod_cgroup() -> None:
 class Pod:
     """A sandbox on the host's network and the containers in it, as a kubelet would have them."""
 
-    def __init__(self, box: ContainerdBox, cri: CriApi) -> None:
+    def __init__(self, box: ContainerdBox, cri: CriApi, *, has_options: bool) -> None:
         self.box = box
         self.cri = cri
+        self.has_options = has_options
         self.logs = os.path.join(box.folder, "logs")
         self.config: dict[str, Any] = {
             "metadata": {"name": "pod", "uid": "uid", "namespace": "default"},
@@ -102,13 +109,19 @@ class Pod:
         return found
 
 
-@pytest.fixture
-def pod() -> Iterator[Pod]:
+@pytest.fixture(params=RUNTIMES)
+def pod(request: pytest.FixtureRequest) -> Iterator[Pod]:
     folder = tempfile.mkdtemp(prefix="i")
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        config = CONFIG.replace('"io.containerd.grpc.v1.cri", ', "") + CRI.format(pause=PAUSE, runtime=OUR_RUNTIME)
-        box = ContainerdBox(folder, NAMESPACE, config=config)
+        runtime, more = RUNTIMES[request.param]
+        programs = os.path.join(folder, "bin")
+        os.mkdir(programs)
+        if runtime == GO_RUNTIME:
+            os.symlink(os.path.join(our_shim_folder(), OUR_SHIM), os.path.join(programs, "containerd-shim-runc-v2"))
+        cri = CRI.format(pause=PAUSE, runtime=runtime, more=more)
+        config = CONFIG.replace('"io.containerd.grpc.v1.cri", ', "") + cri
+        box = ContainerdBox(folder, NAMESPACE, config=config, path_first=[programs])
         stack.callback(remove_pod_cgroup)
         stack.callback(box.stop)
         box.start()
@@ -117,11 +130,11 @@ def pod() -> Iterator[Pod]:
             image.write_image(path, box.rootfs, name=name, command=command.split())
             imported = box.ctr("images", "import", "--snapshotter", "native", path)
             assert imported.exit == 0, imported.complaint
-        cri = CriApi(box.address)
-        stack.callback(cri.close)
-        cri.wait_ready()
+        api = CriApi(box.address)
+        stack.callback(api.close)
+        api.wait_ready()
         try:
-            yield Pod(box, cri)
+            yield Pod(box, api, has_options=bool(more))
         except BaseException as error:
             error.add_note(box.log()[-4000:])
             raise
@@ -140,6 +153,8 @@ def test_a_pod_lives_on_a_shim_for_each_of_its_containers(pod: Pod) -> None:
     assert spec["annotations"][SANDBOX_ID] == pod.id
     shims = pod.shims()
     assert {pod.id, first} <= set(shims)
+    options = json.loads(leaks.read(os.path.join(pod.box.bundle_of(first), "options.json")))
+    assert bool(options.get("no_new_keyring")) == pod.has_options
     assert len(set(shims.values())) == len(shims)
 
     assert pod.execute(first, "sh", "-c", "echo out; echo err >&2; exit 7") == (7, b"out\n", b"err\n")

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from shim import launch
+from shim import launch, launcher
 from tests.support import leaks
 from tests.support.keeperbox import KeeperBox, finish, open_files, state_of
 from tests.support.waiting import wait_until
@@ -272,6 +272,27 @@ def test_a_shim_imports_nothing_after_it_was_forked(short_dir: str) -> None:
     done = subprocess.run([sys.executable, "-c", code, short_dir], capture_output=True, text=True, check=True)
 
     assert done.stdout.split() == []
+
+
+def test_a_unit_can_run_the_keeper_in_the_foreground() -> None:
+    """The program a user installs, as `ExecStart=… keeper` has it: that process is it, and a `start` finds it."""
+    with KeeperBox() as keeper:
+        program = launcher.install(keeper.folder)
+        unit = subprocess.Popen([program, "keeper"], env={**os.environ, **keeper.environment}, stdin=subprocess.DEVNULL)
+        try:
+            wait_until(keeper.is_ready, what="the keeper")
+            bundle = keeper.bundle("c1")
+            bundle.start()
+
+            assert keeper.pids() == [unit.pid]
+            assert keeper.is_parent_of(bundle.shim_pid)
+            again = subprocess.run([program, "keeper"], env={**os.environ, **keeper.environment}, capture_output=True)
+            assert (again.returncode, again.stdout) == (1, b"")
+            assert b"one serves at" in again.stderr
+            bundle.close()
+        finally:
+            unit.terminate()
+            assert unit.wait(20) == 0
 
 
 def test_the_rehearsal_succeeds_and_leaves_nothing() -> None:
