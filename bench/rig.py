@@ -209,7 +209,8 @@ class Daemon:
         return self.bundle_file(container, "address").removeprefix("unix://")
 
     def __enter__(self) -> Self:
-        os.makedirs(self.folder, exist_ok=True)
+        os.makedirs(self.state_dir, exist_ok=True)
+        command("mount", "-t", "tmpfs", "-o", "mode=0711", "tmpfs", self.state_dir)  # as /run is, where both have it
         self.start()
         self.wait_serving()
         return self
@@ -224,6 +225,7 @@ class Daemon:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(10)
             self.kill()
+        command("umount", "--lazy", self.state_dir, check=False)
 
 
 class Stopwatch:
