@@ -80,11 +80,12 @@ def flood_while_nobody_reads(play: Play) -> None:
 @scenario()
 def client_vanishes_in_the_flood(play: Play) -> None:
     """The client is killed in the middle of a flood: what the next one reads is its unbroken end."""
-    script = f"{WAIT_FOR_GO}; i=0; while [ $i -lt 20000 ]; do echo line $i; i=$((i+1)); done; exit 7"
+    lines = "while [ $i -lt $end ]; do echo line $i; i=$((i+1)); done"
+    script = f"i=0; end=51; {lines}; {WAIT_FOR_GO}; end=20000; {lines}; exit 7"
     client = play.run_open("c1", SHELL, "-c", script)
-    play.make_file("go")
     wait_output(client, b"line 50\n")
     client.process.send_signal(signal.SIGSTOP)  # so that it is sure to be in the middle: the flood is held up by it
+    play.make_file("go")
     client.kill()
     second = attach(play, "c1")
     play.note("exit", second.finish().exit)
