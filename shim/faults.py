@@ -3,7 +3,8 @@
 Inert unless this process was started with both SHIMD_SHIM_FAULTS, a directory, and SHIMD_SHIM_FAULTS_ARMED=yes-kill-me:
 a shim is armed by the environment of its own `start`, never by the keeper's. Then a point looks for its name in that
 directory and takes it, by renaming it to NAME.hit.PID, so that it counts once: at a FIFO the process stops until
-somebody has opened that for writing; at anything else it dies by SIGKILL. The daemon's are in daemon/faults.py.
+somebody has opened that for writing; at a directory it loops for ever, as a bug would; at anything else it dies by
+SIGKILL. The daemon's are in daemon/faults.py.
 """
 
 import os
@@ -36,7 +37,10 @@ def _fall_into(trap: str) -> None:
         os.rename(trap, taken)
     except FileNotFoundError:
         return
-    if not stat.S_ISFIFO(os.stat(taken).st_mode):
+    kind = os.stat(taken).st_mode
+    while stat.S_ISDIR(kind):
+        pass
+    if not stat.S_ISFIFO(kind):
         os.kill(os.getpid(), 9)
     with open(taken, "rb", buffering=0) as gate:
         gate.read()

@@ -53,7 +53,7 @@ class PulseWatch:
         if not self._config.after_s:
             return
         while True:
-            await trio.sleep(min(SLOWEST_S, self._config.after_s / 4))
+            await trio.sleep(min(SLOWEST_S, self._config.after_s / 2))
             handles = [handle for handle in self._manager.handles.values() if not handle.is_deleted]
             self._cases = {handle: case for handle, case in self._cases.items() if not handle.is_deleted}
             stall_percent = pulse.memory_stall_percent()

@@ -12,6 +12,8 @@ import pytest
 from tests.support.keeperbox import state_of
 from tests.support.keptbox import KeptBox
 from tests.support.waiting import wait_until
+from ttrpc.api import task
+from ttrpc.errors import TtrpcError
 
 WAITER = ["sh", "-c", "while [ ! -e /go ]; do usleep 10000; done; exit 42"]
 
@@ -19,7 +21,10 @@ WAITER = ["sh", "-c", "while [ ! -e /go ]; do usleep 10000; done; exit 42"]
 @pytest.fixture
 def box() -> Iterator[KeptBox]:
     with KeptBox(WAITER) as made:
+        traps = os.path.join(made.folder, "traps")
+        os.mkdir(traps)
         made.environment |= {"SHIMD_WEDGED_S": "1", "SHIMD_WEDGED_GRACE_S": "2"}
+        made.environment |= {"SHIMD_SHIM_FAULTS": traps, "SHIMD_SHIM_FAULTS_ARMED": "yes-kill-me"}
         yield made
 
 
@@ -56,6 +61,26 @@ def test_a_shim_that_does_not_move_is_replaced_and_the_daemon_is_left_a_note(box
         pass
     assert box.wait().exit_status == 42
     assert "replacing shim" in box.keeper_log()
+
+
+def test_one_that_hangs_is_replaced_and_its_stack_noted(box: KeptBox) -> None:
+    box.create()
+    box.start()
+    pid, hanging = box.state().pid, box.shim_pid
+    os.mkdir(os.path.join(box.folder, "traps", "pause.begun"))  # an endless loop: see shim/faults.py
+    with contextlib.suppress(TtrpcError):
+        box.call("Pause", task.PauseRequest(id=box.id), timeout_s=0.2)
+    box.disconnect()
+
+    note = box.path(f"keeper-wedged.{hanging}")
+    wait_until(lambda: os.path.exists(note), deadline_s=100, what="the note")
+    with open(note, encoding="utf-8") as file:
+        said = json.load(file)
+    assert (said["pid"], said["kind"]) == (hanging, "stuck")
+    assert "faults.py" in said["stack"]
+    wait_until(lambda: state_of(hanging) in ("", "Z"), what="the shim to be gone")
+    box.find_shim()
+    assert box.state().pid == pid
 
 
 def test_a_stopped_shim_is_continued(box: KeptBox) -> None:

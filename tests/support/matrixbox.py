@@ -48,11 +48,16 @@ class MatrixBox(DaemonBox):
     """Owns the traps, and the keepers of this box besides what a DaemonBox owns."""
 
     def __init__(self) -> None:
-        super().__init__(autostart=False)
+        super().__init__(config="wedged.after_s = 0  # who stands in a trap does not hang", autostart=False)
         self.traps, self.keepers, self.program = (f"{self.folder}/{name}" for name in ("t", "k", "runc"))
         self.lock = threading.Lock()  # of `daemon`: a strike starts it anew
         os.mkdir(self.traps)
-        self.environ |= {**ARMED, "SHIMD_FAULTS_DIR": self.traps, "SHIMD_SHIM_FAULTS": self.traps}
+        self.environ |= {
+            **ARMED,
+            "SHIMD_WEDGED_S": "0",
+            "SHIMD_FAULTS_DIR": self.traps,
+            "SHIMD_SHIM_FAULTS": self.traps,
+        }
         self.environ["SHIMD_KEEPER"] = self.keepers
         self.environ["SHIMD_KEEPER_CGROUP"] = ""
         with open(self.program, "w", encoding="utf-8") as file:

@@ -8,7 +8,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,7 +19,6 @@ from shim import kernel
 from tests.support.daemonbox import TASKS, DaemonBox
 from tests.support.keeperbox import state_of
 from tests.support.shimctl import Shimctl
-from tests.support.source import ROOT
 from tests.support.waiting import wait_until
 from ttrpc.api import process, pulse, shim, shimd, tasks
 from ttrpc.blocking import BlockingClient
@@ -34,59 +32,23 @@ QUICK = "wedged.after_s = 1.0\nwedged.grace_s = 2.0"
 STARVED = "wedged.after_s = 0.2\nwedged.grace_s = 0.2"
 
 
-# The shim's program as it is, but that a pause may find it in a bug; what hangs in is taken, so that it counts once.
-SHIM = """\
-#!{python}
-import os, sys
-sys.path.insert(0, {root!r})
-from shim import container
-
-real = container.Container.pause
-
-
-def hang():
-    try:
-        os.rename({trap!r}, {trap!r} + ".taken")
-    except FileNotFoundError:
-        return
-    if os.path.isdir({trap!r} + ".taken"):
-        while True:
-            pass
-    open({trap!r} + ".taken").read()
-
-
-def pause(self, *arguments):
-    hang()
-    return real(self, *arguments)
-
-
-container.Container.pause = pause
-from shim.launch import main
-
-sys.exit(main())
-"""
-
-
 class WedgeBox(DaemonBox):
-    """A daemon box whose shims hang when a test wants it."""
+    """A daemon box whose shims hang when a test wants it: see shim/faults.py."""
 
     def __init__(self, config: str = QUICK, **options: Any) -> None:
         super().__init__(config=config, autostart=False, **options)
-        self.trap = f"{self.folder}/trap"
-        os.mkdir(f"{self.folder}/bin")
-        path = f"{self.folder}/bin/containerd-shim-shimd-v2"
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(SHIM.format(python=sys.executable, root=ROOT, trap=self.trap))
-        os.chmod(path, 0o755)
-        self.environ["PATH"] = os.pathsep.join((f"{self.folder}/bin", os.environ.get("PATH", os.defpath)))
+        self.traps = f"{self.folder}/traps"
+        os.mkdir(self.traps)
+        self.environ |= {"SHIMD_SHIM_FAULTS": self.traps, "SHIMD_SHIM_FAULTS_ARMED": "yes-kill-me"}
         self.start()
 
     def lay(self, kind: str) -> None:
         """The next pause finds the shim in an endless loop (`spin`), or in a call that does not return (`block`)."""
+        trap = f"{self.traps}/pause.begun"
         if kind == "block":
-            os.mkfifo(self.trap)
+            os.mkfifo(trap)
         else:
-            os.mkdir(self.trap)
+            os.mkdir(trap)
 
     def pause(self, container_id: str) -> None:
         """Ask for what the shim hangs in, and do not wait for the answer."""
@@ -129,7 +91,7 @@ def test_a_shim_that_hangs_is_reported_with_its_stack_and_replaced(box: WedgeBox
     assert (wedged.container_id, wedged.pid, wedged.kind) == ("c", hanging, "stuck")
     assert "one turn of its loop does not end" in wedged.reason
     assert "most recent call first" in wedged.stack
-    assert "in hang" in wedged.stack
+    assert "faults.py" in wedged.stack
     (replaced,) = wait_until(lambda: box.told("replaced"), deadline_s=120, what="the successor")
     assert (replaced.old_pid, replaced.pid, replaced.stack) == (hanging, box.shim("c").pid, wedged.stack)
     assert box.shim("c").pid != hanging
@@ -152,7 +114,7 @@ def test_a_shim_that_hangs_is_shown_with_its_stack(box: WedgeBox) -> None:
     box.pause("c")
     wait_until(lambda: box.shim("c").stack, deadline_s=60, what="the stack")
     with contextlib.suppress(AssertionError):  # it may be replaced by now
-        assert "in hang" in ctl.output("inspect", "--part", "shim.stack", "c")
+        assert "faults.py" in ctl.output("inspect", "--part", "shim.stack", "c")
     wait_until(lambda: box.told("replaced"), deadline_s=120, what="the successor")
 
 

@@ -90,10 +90,12 @@ def look(bundle: str, pid: int, now_ns: int) -> Look:
     told = read(bundle, pid, ticks)
     if told is not None:
         found.busy_since_ns, found.turns = told
+    if found.busy_since_ns == 0 and state == "S":
+        return found  # it waits, as most do: its times are of no interest
     times = read_proc(pid, "schedstat").split()
     if len(times) >= 2:
         found.cpu_ns, found.queued_ns = int(times[0]), int(times[1])
-    if state in "SD" and found.busy_since_ns != 0:
+    if state in "SD":
         found.is_frozen = _is_frozen(pid)
     return found
 

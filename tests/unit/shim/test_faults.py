@@ -42,6 +42,15 @@ def test_it_stops_at_a_fifo_until_that_is_opened_for_writing(tmp_path: Path) -> 
         assert process.wait(10) == 0
 
 
+def test_it_loops_for_ever_at_a_directory(tmp_path: Path) -> None:
+    (tmp_path / "here.x").mkdir()
+    environ = {"SHIMD_SHIM_FAULTS": str(tmp_path), "SHIMD_SHIM_FAULTS_ARMED": faults.ARMED}
+    with subprocess.Popen([sys.executable, "-c", CODE], env=environ) as process:
+        assert _is_taken(tmp_path, process.pid)
+        assert process.poll() is None
+        process.kill()
+
+
 def _is_taken(folder: Path, pid: int) -> bool:
     from tests.support.waiting import wait_until
 
