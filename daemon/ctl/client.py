@@ -34,6 +34,7 @@ ABSENT_GRACE_S = 0.5  # a starting daemon replaces its stale socket: for a momen
 FIRST_PAUSE_S = 0.01
 LONGEST_PAUSE_S = 0.2
 MAX_LOSSES = 8  # a daemon that dies of our very request must not be fed it for ever
+DIES_WITHIN_S = 5.0  # of such a request; later deaths are not its doing, and a wait may outlive any number of them
 
 
 def say(line: str) -> None:
@@ -118,11 +119,13 @@ class Daemon:
 
         Raises: DaemonGone; StatusError, DeadlineExceeded.
         """
-        for _ in range(MAX_LOSSES):
+        losses = 0
+        while losses < MAX_LOSSES:
+            sent_at = time.monotonic()
             try:
                 return self.attempt(service, method, request, timeout_s=timeout_s)
             except ConnectionLost:
-                continue
+                losses = _counted(losses, sent_at)
         raise DaemonGone(f"the daemon at {self.address} died {MAX_LOSSES} times over {method}", hint=_LOOK_HINT)
 
     def follow(self, service: str, method: str, request: "Callable[[], Message]") -> "Iterator[Any]":
@@ -132,7 +135,7 @@ class Daemon:
         """
         losses = 0
         while losses < MAX_LOSSES:
-            client = self.connect()
+            client, sent_at = self.connect(), time.monotonic()
             try:
                 stream = client.open_stream(service, method, request(), metadata=self.metadata)
                 try:
@@ -145,7 +148,7 @@ class Daemon:
                 finally:
                     stream.close()
             except ConnectionLost:
-                losses += 1
+                losses = _counted(losses, sent_at)
                 self.lose()
             except StatusError as error:
                 self._lose_if_not_begun(error)
@@ -204,6 +207,11 @@ _START_HINT = (
     "start it: systemctl start shimd (or: shimd); another address: --address; containers run on: shimctl shim list"
 )
 _LOOK_HINT = "its log says why: journalctl -u shimd; containers run on without it: shimctl shim list"
+
+
+def _counted(losses: int, sent_at: float) -> int:
+    """One more loss in a row; the first again when the request had been with the daemon for long."""
+    return losses + 1 if time.monotonic() - sent_at < DIES_WITHIN_S else 1
 
 
 def open_daemon(args: "argparse.Namespace") -> Daemon:

@@ -98,7 +98,9 @@ class Gate:
 
     async def hold(self, timeout_s: float) -> bool:
         """Let no new call begin; true when none is under way any more, false when some still are after so long."""
-        self._released, self._idle = trio.Event(), trio.Event()
+        if self._released is None:
+            self._released = trio.Event()
+        self._idle = trio.Event()
         self._look_idle()
         with trio.move_on_after(timeout_s):
             await self._idle.wait()

@@ -86,6 +86,30 @@ async def test_a_closing_gate_waits_for_what_is_under_way_and_refuses_the_rest(
     assert trio.current_time() == pytest.approx(7.0)
 
 
+async def test_a_held_gate_lets_nothing_begin_and_refuses_nothing(autojump_clock: trio.testing.MockClock) -> None:
+    """What is under way is waited for, so long; what comes waits, and begins when the gate is released."""
+    gate = Gate()
+    order: list[str] = []
+
+    async def call(name: str, seconds: float) -> None:
+        await gate.wait_held()
+        with gate.passage(is_counted=True):
+            await trio.sleep(seconds)
+            order.append(name)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(call, "under way", 2.0)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not await gate.hold(1.0)
+        nursery.start_soon(call, "late", 1.0)
+        await trio.testing.wait_all_tasks_blocked()
+        assert await gate.hold(5.0)
+        assert (order, trio.current_time()) == (["under way"], pytest.approx(2.0))
+        gate.release()
+    assert order == ["under way", "late"]
+    gate.release()
+
+
 async def test_a_lost_shim_is_unavailable_to_the_client() -> None:
     """Guarded handlers translate what the southern side lost; refusals pass as they are."""
 

@@ -8,7 +8,9 @@ import pytest
 from daemon.ctl import client
 from daemon.ctl.client import Daemon
 from daemon.ctl.errors import CtlError, DaemonGone
-from ttrpc.errors import ConnectionLost, DeadlineExceeded
+from daemon.stopping import NOT_BEGUN
+from ttrpc.errors import ConnectionLost, DeadlineExceeded, StatusError
+from ttrpc.status import Code
 
 MISSING = FileNotFoundError(2, "No such file or directory")
 REFUSED = ConnectionRefusedError(111, "Connection refused")
@@ -133,3 +135,41 @@ def test_a_request_the_daemon_dies_of_is_not_fed_to_it_for_ever(wire: Wire, daem
     wire.calls = [ConnectionLost("gone")] * 20
     with pytest.raises(DaemonGone, match="died 8 times"):
         daemon_on().call("s", "m", None)  # type: ignore[arg-type]
+
+
+# --- a daemon that ends
+
+
+def test_a_call_that_was_not_begun_is_sent_again(wire: Wire, daemon_on: Callable[..., Daemon]) -> None:
+    """Whatever it is, also one that must not be sent twice; any other refusal is the answer."""
+    wire.connects = [wire]
+    wire.calls = [StatusError(Code.UNAVAILABLE, "stopping", (NOT_BEGUN,))] * 3 + ["the answer"]
+    daemon = daemon_on()
+    assert daemon.attempt("s", "Kill", None) == "the answer"  # type: ignore[arg-type]
+    wire.calls = [StatusError(Code.UNAVAILABLE, "its shim does not answer")]
+    with pytest.raises(StatusError, match="its shim"):
+        daemon.attempt("s", "Kill", None)  # type: ignore[arg-type]
+
+
+def test_a_daemon_that_stops_for_ever_is_given_up(wire: Wire, daemon_on: Callable[..., Daemon]) -> None:
+    """After the patience."""
+    wire.connects = [wire]
+    wire.calls = [StatusError(Code.UNAVAILABLE, "stopping", (NOT_BEGUN,))] * 1000
+    with pytest.raises(DaemonGone, match="does not end"):
+        daemon_on(2.0).attempt("s", "Kill", None)  # type: ignore[arg-type]
+    assert wire.now_s == pytest.approx(2.0, abs=0.2)
+
+
+def test_a_wait_outlives_any_number_of_restarts(wire: Wire, daemon_on: Callable[..., Daemon]) -> None:
+    """Deaths long after the request are not its doing; those soon after it are."""
+    wire.connects = [wire]
+    deaths = iter(range(50))
+
+    def dies_later(*_: Any, **__: Any) -> str:
+        wire.now_s += 60.0
+        if next(deaths, None) is not None:
+            raise ConnectionLost("it was restarted")
+        return "the answer"
+
+    wire.call = dies_later  # type: ignore[method-assign]
+    assert daemon_on().call("s", "Wait", None) == "the answer"  # type: ignore[arg-type]
