@@ -1,14 +1,19 @@
 """The first promise: the daemon, or a shim, may be killed at any time, and what runs runs on and ends exactly."""
 
+import contextlib
 import os
 import shutil
 import signal
+import socket
 import sqlite3
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from daemon.shims import asking, recovery
+from daemon.store.records import STOPPED, TaskRow
 from tests.support.daemonbox import NAMESPACE, SHIMD, DaemonBox, refused
 from tests.support.waiting import wait_until
 from ttrpc.api import process, shim, shimd, tasks
@@ -320,3 +325,18 @@ def test_bundles_nobody_has_on_record(box: DaemonBox) -> None:
     store.close()
     box.start()
     assert box.task("live").pid == pid
+
+
+async def test_a_socket_that_takes_a_connection_and_says_nothing_is_a_silent_shim(tmp_path: Path) -> None:
+    """The keeper holds a dead shim's listener while the successor takes over: whoever asks then must ask again."""
+    bundle = str(tmp_path)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{bundle}/s")
+        row = TaskRow("ns", "c", STOPPED, "r", "/p", bundle, "boot", b"", 0, address=f"{bundle}/s", shim_pid=2**22 + 1)
+        async with contextlib.AsyncExitStack() as stack:
+            refused = await asking.ask(stack, row, "boot", 0.2, exit_is_stored=True)
+        listener.listen()
+        async with contextlib.AsyncExitStack() as stack:
+            unanswered = await asking.ask(stack, row, "boot", 0.2, exit_is_stored=True)
+
+    assert (refused.facts.shim, unanswered.facts.shim) == (recovery.Shim.GONE, recovery.Shim.SILENT)

@@ -14,10 +14,13 @@ import trio
 import trio.testing
 
 from daemon.errors import StoreFailed, StoreFull
+from daemon.shims import removal
 from daemon.store import containers, events, schema, tasks
 from daemon.store.database import Database
-from daemon.store.records import CREATED, CREATING, NewEvent, NewExit, TaskRow
+from daemon.store.records import CREATED, CREATING, DELETING, STOPPED, NewEvent, NewExit, TaskRow
 from ttrpc.api import containers as api
+from ttrpc.api import events as told_events
+from ttrpc.api import task
 from ttrpc.status import Code
 
 
@@ -287,6 +290,27 @@ async def test_a_journal_record_is_stored_once_however_often_it_is_told(database
     assert await database.write(lambda c: events.record_exit(c, exit_found)) is False
     assert len(database.read(lambda c: events.page(c, 0, 10))) == 3
     assert len(database.read(lambda c: events.list_exits(c, "default", "", None, 0))) == 1
+
+
+async def test_a_delete_is_told_once_by_its_shim_or_else_by_us(database: Database) -> None:
+    answer = task.DeleteResponse(pid=7, exit_status=3)
+
+    def mark(connection: sqlite3.Connection, incarnation: str) -> TaskRow | None:
+        row = a_task(incarnation, incarnation=incarnation, state=STOPPED)
+        tasks.insert(connection, row)
+        return removal.mark(connection, row, answer)
+
+    await database.write(lambda c: events.append(c, an_event("/tasks/delete", shim_seq=4)))
+    told = await database.write(lambda c: mark(c, "i1"))
+    untold = await database.write(lambda c: mark(c, "i2"))
+
+    assert told is not None
+    assert untold is not None
+    assert (told.state, untold.state) == (DELETING, DELETING)
+    first, ours = database.read(lambda c: events.page(c, 0, 10))
+    assert (first.topic, ours.topic) == ("/tasks/delete", "/tasks/delete")
+    event = told_events.TaskDelete.FromString(ours.value)
+    assert (event.container_id, event.pid, event.exit_status) == ("i2", 7, 3)
 
 
 async def test_the_cursor_only_goes_forward(database: Database) -> None:
