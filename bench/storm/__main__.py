@@ -28,6 +28,7 @@ from tests.support.waiting import wait_until
 REPORT_S = 10.0
 END_S = 300.0  # for the last lives to end, once nobody is killed any more
 FAULTS_MAX = 20  # then it is enough
+SERVE_EACH_S = 0.05  # a daemon lives so much longer for each container it has to adopt
 
 
 def main(argv: list[str]) -> int:
@@ -42,7 +43,8 @@ def main(argv: list[str]) -> int:
     with rig() as ground, Shimd(ground) as daemon, Follower(daemon) as follower:
         kinds = frozenset(options.kill)
         field = Field(daemon, follower, options.seed, options.pace, kinds)
-        killer = Killer(daemon, options.kills)
+        killer = Killer(daemon, options.kills, serve_s=0.5 + options.containers * SERVE_EACH_S)
+        field.keeper_deaths = killer.keeper_deaths
         weather(field, killer, options)
     tally = field.tally
     for line in tally.failures[: 2 * FAULTS_MAX]:

@@ -14,7 +14,7 @@ CONTAINERS = "containerd.services.containers.v1.Containers"
 TASKS = "containerd.services.tasks.v1.Tasks"
 SHIMD = "shimd.v1.Shimd"
 
-PATIENCE_S = 60.0  # for one thing to be done, however often somebody dies over it
+PATIENCE_S = 180.0  # for one thing to be done, however often somebody dies over it
 CALL_S = 60.0
 PAUSE_S = 0.05
 # The call was cut: it may have taken effect, or still be under way.

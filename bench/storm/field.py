@@ -4,13 +4,14 @@ import contextlib
 import os
 import shutil
 import threading
+from collections import Counter
 
 from bench.ours import Shimd
 from bench.storm.follower import Follower
 from bench.storm.tally import Tally
 from bench.storm.truth import Truth, log_files
 
-KEPT_MAX = 10  # containers whose evidence is kept
+KEPT_MAX = 4  # containers of each fault whose evidence is kept
 COPY_MAX_BYTES = 8 << 20  # of one file
 
 
@@ -28,6 +29,8 @@ class Field:
         self.over = threading.Event()
         self.evidence = ""
         self.kept: set[str] = set()  # containers whose evidence is
+        self._kept_of: Counter[str] = Counter()
+        self.keeper_deaths: list[float] = []  # when a keeper was killed, by time.time
         self._shim_logs: dict[str, int] = {}
         self._lock = threading.Lock()
 
@@ -57,9 +60,10 @@ class Field:
         self.tally.fail(count, words, number)
         print(f"  {count}: {words}", flush=True)
         with self._lock:
-            if container in self.kept or len(self.kept) >= KEPT_MAX:
+            if container in self.kept or self._kept_of[count] >= KEPT_MAX:
                 return
             self.kept.add(container)
+            self._kept_of[count] += 1
             if not self.evidence:
                 self.evidence = f"/tmp/storm-{self.seed}-{os.getpid()}"
                 os.makedirs(self.evidence, exist_ok=True)

@@ -16,7 +16,7 @@ from tests.support.waiting import wait_until
 RESTART_S = 0.1  # systemd's RestartSec, unless the unit says otherwise
 # Some daemons are killed before they serve. The others get as far as that, or on a busy machine nothing would ever be
 # done; what is decided stays the same, only when it happens does not.
-STILLBORN_SHARE, BOOT_S, SERVE_S = 0.15, 20.0, 0.5
+STILLBORN_SHARE, BOOT_S = 0.15, 30.0
 # Of the strokes at the keeper so many hit one of the copies that wait to become shims, or their template.
 COPY_SHARE = 0.25
 
@@ -55,11 +55,13 @@ class Landlord:
 class Killer:
     """Finds the living and kills. Owns nothing; `kills` counts by kind, ``most`` ends it exactly there."""
 
-    def __init__(self, daemon: Shimd, most: int) -> None:
+    def __init__(self, daemon: Shimd, most: int, serve_s: float = 0.5) -> None:
+        """``serve_s``: how long a daemon serves at least, if it is not one that is killed before."""
         self.daemon = daemon
+        self._serve_s = serve_s
         self.kills: Counter[str] = Counter()
         self.strokes: Counter[str] = Counter()
-        self.last_at: dict[str, float] = {}  # when somebody of a kind was killed last
+        self.keeper_deaths: list[float] = []  # by time.time
         self._most = most
         self._namespace = daemon.rig.namespace
         self._state_dir = daemon.state_dir
@@ -80,7 +82,8 @@ class Killer:
         for kind, pid, name in victims[: max(0, self._most - self.kills.total())]:
             if self._kill(pid, name):
                 self.kills[kind] += 1
-                self.last_at[kind] = time.monotonic()
+                if kind == KEEPER:
+                    self.keeper_deaths.append(time.time())
                 hit.append(f"{kind} {pid} {name}")
         self.strokes["+".join(stroke.kinds) + (" (many)" if stroke.share else "")] += 1
         return hit
@@ -88,7 +91,7 @@ class Killer:
     def _let_serve(self) -> None:
         with contextlib.suppress(AssertionError, CommandFailed):
             wait_until(self.daemon.is_serving, deadline_s=BOOT_S, what="the daemon to serve")
-            time.sleep(SERVE_S)
+            time.sleep(self._serve_s)
 
     def _chosen(self, kind: str, found: "dict[str, list[tuple[int, str]]]", stroke: Stroke) -> list[tuple[int, str]]:
         living = found[kind]

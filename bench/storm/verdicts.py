@@ -13,6 +13,7 @@ from bench.storm.truth import Log
 from shim import pidfds
 from ttrpc.api import shim
 
+UNHELD_S = 15.0  # between the death of a keeper and an end that nobody held on to: the successor may be slow
 SETTLE_S = 30.0  # for what comes after an exit was told: the rest of a log, the event at a subscriber
 
 EXEC_TOPICS = ("/tasks/exec-added", "/tasks/exec-started", "/tasks/exit")
@@ -91,8 +92,10 @@ def is_unheld(field: Field, container: str, exec_id: str) -> bool:
 
     The kernel frees a pipe with what is in it once its last end is closed; see shim/SHIM.md, "Successors".
     """
-    source = field.follower.exits[container, exec_id][-1].source
-    return {plans.KEEPER, plans.SHIM} <= field.kinds and source in (shim.EXIT_SOURCE_UNKNOWN, shim.EXIT_SOURCE_PIDFD)
+    record = field.follower.exits[container, exec_id][-1]
+    if record.source == shim.EXIT_SOURCE_WAITID:
+        return False  # its shim lived, and passes on what was written before it tells the end
+    return any(abs(at - record.exited_at.seconds) < UNHELD_S for at in tuple(field.keeper_deaths))
 
 
 def look_at_exec(field: Field, life: Life, number: int) -> None:
