@@ -75,8 +75,12 @@ class Keeper:
         )
         self.loop.register(self.listener.fileno(), READ, self._accept)
         self.nursery = Nursery(self.loop, os.path.dirname(path), self.log, self._look_after)
-        self.pulses = PulseWatch(self.loop, self.shims, self.log, limits_of(os.environ))
+        self.pulses = PulseWatch(self.loop, self.wards, self.log, limits_of(os.environ))
         self.loop.call_later(LOOK_S, self._look)
+
+    def wards(self) -> "dict[int, Ward]":
+        """Every shim that lives and is looked after, by its pid."""
+        return {**self.shims, **self.adopted}
 
     def run(self) -> None:
         """Blocks: until told to end, or no longer wanted."""
@@ -347,7 +351,7 @@ class Keeper:
         self.wakeup.close()
         self.listener.close()
         self.nursery.close()
-        for ward in (*self.shims.values(), *self.adopted.values()):
+        for ward in self.wards().values():
             ward.close()
         for connection in (*self.clients, *self.watchers):
             connection.close()

@@ -16,7 +16,7 @@ from ttrpc.api.wedge import CONTINUE, RECOVERED, REPLACE, REPORT, Case, Limits
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from shim.keeper_wards import Ward
     from shim.loop import Loop
@@ -42,7 +42,7 @@ def limits_of(environment: "Mapping[str, str]") -> Limits:
 class PulseWatch:
     """Owns what is known of each shim from one look to the next. The shims are the keeper's."""
 
-    def __init__(self, loop: "Loop", shims: "dict[int, Ward]", log: "ShimLog", limits: Limits) -> None:
+    def __init__(self, loop: "Loop", shims: "Callable[[], dict[int, Ward]]", log: "ShimLog", limits: Limits) -> None:
         self._loop = loop
         self._shims = shims
         self._log = log
@@ -56,12 +56,13 @@ class PulseWatch:
     def _look(self) -> None:
         """One look at each. Order: the next is arranged first, so that a failure ends nothing."""
         self._loop.call_later(self._pace_s, self._look)
+        shims = self._shims()
         for pid in tuple(self._cases):
-            if pid not in self._shims:
+            if pid not in shims:
                 del self._cases[pid]
                 self._log_ends.pop(pid, None)
         stall_percent = pulse.memory_stall_percent()
-        for ward in tuple(self._shims.values()):
+        for ward in shims.values():
             found = pulse.look(ward.bundle, ward.pid, time.monotonic_ns())
             case = self._cases.get(ward.pid)
             if case is None:

@@ -234,3 +234,35 @@ def test_a_shim_that_ended_in_order_has_no_successor_in_the_next_keeper() -> Non
         box.wait_for_shim_end()
 
         assert "raising a successor" not in box.keeper_log()
+
+
+# --- everything
+
+
+def test_an_execs_status_survives_the_death_of_everybody_who_could_reap_it() -> None:
+    """Its pin has it. One whose exit is told has none any more."""
+    with KeptBox() as box:
+        box.create()
+        box.start()
+        box.add_exec("e1", WAITER)
+        pid = box.start("e1").pid
+        assert box.run_exec("e2", ["sh", "-c", "exit 7"]).exit_status == 7
+        init = box.state().pid
+        wait_until(lambda: pinned(box) == {init, pid}, what="the pins of init and the exec that runs")
+        os.kill(box.keeper_pid, signal.SIGKILL)
+        os.kill(box.shim_pid, signal.SIGKILL)
+        box.disconnect()
+        wait_until(lambda: not is_running(box.shim_pid), what="the shim to be gone")
+        go(box)
+        wait_until(lambda: not os.path.exists(f"/proc/{pid}"), what="PID 1 to reap it")
+        wait_until(lambda: revived(box), deadline_s=30, what="a successor")
+
+        assert box.wait("e1").exit_status == 42
+        exits = box.call("Exits", shim.ExitsRequest(), service=SHIM).exits
+        (record,) = [each for each in exits if each.exec_id == "e1"]
+        assert (record.code, record.source) == (42, shim.EXIT_SOURCE_PIDFD)
+        wait_until(lambda: pinned(box) == {init}, what="its pin to be taken away")
+
+
+def pinned(box: KeptBox) -> set[int]:
+    return {int(name.split("-")[1]) for name in os.listdir(os.path.join(box.sockets, "pins"))}
