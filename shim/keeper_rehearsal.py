@@ -125,6 +125,7 @@ class Stage:
         self.shim.parts.pin = _no_pin
         self.shim.reaper.start = self._run_runtime  # type: ignore[method-assign]  # the stage plays the runtime
         self.runs = 0
+        self.parent_pid = os.getppid()
         self.connection = Connection(CALLER)
         self.client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         self.client.connect(path)
@@ -183,9 +184,14 @@ class Stage:
         return stream_id
 
     def settle(self, stream_id: int) -> bytes:
-        """Run the shim until this call is answered. Raises: TimeoutError, OSError for an answer that is an error."""
+        """Run the shim until this call is answered.
+
+        Raises: TimeoutError; InterruptedError when nobody waits for us any more; OSError for an answer that is an error.
+        """
         deadline = time.monotonic() + STEP_S
         while stream_id not in self.answers:
+            if os.getppid() != self.parent_pid:
+                raise InterruptedError("the keeper is gone")
             if time.monotonic() > deadline:
                 raise TimeoutError("the shim does not answer")
             self.shim.loop.run_once(0.01)

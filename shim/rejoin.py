@@ -8,7 +8,6 @@ import errno
 import json
 import os
 import socket
-import time
 from array import array
 
 from shim import launch
@@ -46,7 +45,8 @@ class Rejoin:
     """
 
     __slots__ = (
-        "_connection", "_failures", "_fds", "_joined_at", "_log", "_loop", "_params", "_quick", "_spares", "_timer",
+        "_connection", "_failures", "_fds", "_joined_at", "_log", "_loop", "_made_at", "_params", "_quick",
+        "_seen_at", "_spares", "_timer",
     )  # fmt: skip
 
     def __init__(
@@ -61,6 +61,7 @@ class Rejoin:
         self._timer: Timer | None = None
         self._failures = self._quick = 0
         self._joined_at = loop.clock()
+        self._made_at, self._seen_at = 0.0, 0.0  # of the keeper's socket that nobody listens on
         if lock_fd >= 0 and _directory(params):
             spares.on_lost = self._lost
             if not spares.is_connected:
@@ -84,6 +85,7 @@ class Rejoin:
         now = self._loop.clock()
         self._quick = self._quick + 1 if now - self._joined_at < QUICK_S else 0
         self._failures = 0
+        self._made_at = 0.0
         self._log.warning("the keeper is gone")
         self._later(QUICK_PAUSE_S if self._quick > QUICK_MAX else 0.0)
 
@@ -94,12 +96,11 @@ class Rejoin:
         """Try again later, and say why the first time."""
         if self._failures < 2:
             self._log.info(f"no keeper looks after this shim: {why}")
-        pause_s = self._pause_s()
         self._failures += 1
-        self._later(pause_s * (1 + os.getpid() % 16 / 16))  # not all shims at once
+        self._later(self._pause_s() * (1 + os.getpid() % 16 / 16))  # not all shims at once
 
     def _pause_s(self) -> float:
-        return min(PAUSE_FIRST_S * 2.0 ** min(self._failures, 16), PAUSE_MAX_S)
+        return min(PAUSE_FIRST_S * 2.0 ** min(self._failures - 1, 16), PAUSE_MAX_S) if self._failures else 0.0
 
     # --- a try
 
@@ -123,10 +124,14 @@ class Rejoin:
         self._ask(connection)
 
     def _start(self, path: bytes) -> None:
-        """Nobody is there. The longer this goes on, the longer the last one must have been gone."""
-        pause_s = self._pause_s() if self._failures else 0.0
-        if 0 <= time.time() - _made_at(path) < pause_s:
-            self._fail("the last one has just ended")
+        """Nobody is there. The more of them have died since, whoever started them, the longer until the next."""
+        now, made_at = self._loop.clock(), made(path)
+        if made_at != self._made_at:
+            self._failures += self._made_at != 0.0  # the first is the one we had
+            self._made_at, self._seen_at = made_at, now
+        pause_s = self._pause_s() - (now - self._seen_at)
+        if pause_s > 0:
+            self._later(max(pause_s, BUSY_S))
             return
         try:
             start_keeper(path, patience_s=0.0)
@@ -136,7 +141,6 @@ class Rejoin:
         except launch.Unserved as why:
             self._fail(why)
             return
-        self._failures += 1  # until it has agreed
         self._later(0.0)
 
     def _ask(self, connection: socket.socket) -> None:
@@ -221,7 +225,8 @@ def _variables(params: Params) -> "dict[bytes, bytes]":
     return {name.encode(): os.fsencode(given[name]) for name in VARIABLES if name in given}
 
 
-def _made_at(path: bytes) -> float:
+def made(path: bytes) -> float:
+    """When a socket was made; 0 when there is none."""
     try:
         return os.stat(path).st_mtime
     except OSError:
