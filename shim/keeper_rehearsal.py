@@ -186,7 +186,7 @@ class Stage:
     def settle(self, stream_id: int) -> bytes:
         """Run the shim until this call is answered.
 
-        Raises: TimeoutError; InterruptedError when nobody waits for us any more; OSError for an answer that is an error.
+        Raises: TimeoutError; InterruptedError when the keeper is gone; OSError for an answer that is an error.
         """
         deadline = time.monotonic() + STEP_S
         while stream_id not in self.answers:

@@ -9,13 +9,12 @@ import time
 
 from shim import launch
 from tests.support import leaks
-from tests.support.keeperbox import KeeperBox, finish, parent_of, state_of
+from tests.support.keeperbox import KeeperBox, copy_of_the_code, finish, parent_of, replace_text, state_of
 from tests.support.shimbox import ShimBox
 from tests.support.waiting import wait_until
 from ttrpc.api import task
 
 COLD = "started without the keeper"
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 UNTIL_TOLD = ["sh", "-c", "while [ ! -e /go ]; do sleep 0.02; done; exit 42"]
 
 
@@ -141,7 +140,7 @@ def test_where_no_keeper_can_be_started_shims_start_cold_and_say_why() -> None:
 
 def test_a_keeper_that_cannot_import_is_no_harm() -> None:
     """A broken installation of what only the keeper needs: the socket it leaves behind refuses, shims start cold."""
-    with KeeperBox(python_path=_copy_of_the_code()) as keeper:
+    with KeeperBox(python_path=copy_of_the_code()) as keeper:
         code = keeper.environment["PYTHONPATH"]
         try:
             with open(os.path.join(code, "shim", "keeper_loop.py"), "w", encoding="ascii") as file:
@@ -160,13 +159,13 @@ def test_a_keeper_that_cannot_import_is_no_harm() -> None:
 
 
 def test_changed_code_gets_a_keeper_of_its_own_and_the_old_one_ends_with_its_last_shim() -> None:
-    with KeeperBox(python_path=_copy_of_the_code()) as keeper:
+    with KeeperBox(python_path=copy_of_the_code()) as keeper:
         code = keeper.environment["PYTHONPATH"]
         try:
             before = keeper.bundle("before")
             before.start()
             old = keeper.wait_ready()
-            _replace(os.path.join(code, "shim", "version.py"), 'VERSION = "0.1.0"', 'VERSION = "9.9.9"')
+            replace_text(os.path.join(code, "shim", "version.py"), 'VERSION = "0.1.0"', 'VERSION = "9.9.9"')
             after = keeper.bundle("after")
             after.start()
 
@@ -181,21 +180,6 @@ def test_changed_code_gets_a_keeper_of_its_own_and_the_old_one_ends_with_its_las
             assert after.info().pid == after.shim_pid
         finally:
             shutil.rmtree(code)
-
-
-def _copy_of_the_code() -> str:
-    path = os.path.join(os.environ["TMPDIR"], f"code-{time.monotonic_ns()}")
-    for package in ("shim", "ttrpc"):
-        shutil.copytree(os.path.join(ROOT, package), os.path.join(path, package))
-    return path
-
-
-def _replace(path: str, old: str, new: str) -> None:
-    text = leaks.read(path)
-    assert old in text
-    with open(path + ".new", "w", encoding="utf-8") as file:
-        file.write(text.replace(old, new))
-    os.rename(path + ".new", path)
 
 
 # --- what dead shims leave

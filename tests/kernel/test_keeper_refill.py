@@ -1,10 +1,16 @@
 """The keeper is killed at any time, and protection comes back: living shims get themselves another and refill it."""
 
 import os
+import shutil
 import signal
+import socket
 
-from tests.support.keeperbox import KeeperBox, is_running, keepers_in
+from shim import launch
+from shim.params import Params
+from shim.rejoin import pack_adoption
+from tests.support.keeperbox import KeeperBox, copy_of_the_code, is_running, keepers_in, replace_text
 from tests.support.keptbox import KeptBox
+from tests.support.shimbox import NAMESPACE, ShimBox
 from tests.support.waiting import wait_until
 from ttrpc.api import shim
 from ttrpc.errors import ConnectionLost
@@ -15,7 +21,7 @@ ECHO = ["sh", "-c", "while read line; do echo got $line; done; exit 42"]
 WAITER = ["sh", "-c", "while [ ! -e /go ]; do usleep 10000; done; exit 42"]
 
 
-def go(box: KeptBox) -> None:
+def go(box: ShimBox) -> None:
     with open(os.path.join(box.rootfs, "go"), "w", encoding="ascii"):
         pass
 
@@ -234,6 +240,77 @@ def test_a_shim_that_ended_in_order_has_no_successor_in_the_next_keeper() -> Non
         box.wait_for_shim_end()
 
         assert "raising a successor" not in box.keeper_log()
+
+
+def test_nobody_is_looked_after_in_a_bundle_that_is_not_its_own() -> None:
+    """Whoever asks is our own user; what it cannot show is refused, and the shim that is there is harmed by nothing."""
+    with KeptBox(WAITER) as box:
+        box.create()
+        (path,) = [entry.path for entry in os.scandir(box.keepers) if "." not in entry.name]
+        bundle_fd, null_fd = os.open(box.bundle, os.O_RDONLY), os.open("/dev/null", os.O_RDONLY)
+        params = Params(
+            namespace=NAMESPACE, id=box.id, bundle=box.bundle, socket_path=box.address.removeprefix("unix://")
+        )
+        request = pack_adoption(params)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            answers = [
+                ask(path, request),
+                ask(path, request, null_fd, null_fd),
+                ask(path, request, listener.fileno(), bundle_fd),
+                ask(path, request.replace(b'"state_version": 1', b'"state_version": 99'), null_fd, bundle_fd),
+                ask(path, request.replace(box.id.encode(), b"../x"), null_fd, bundle_fd),
+                ask(path, request[:-1], null_fd, bundle_fd),
+            ]
+        finally:
+            listener.close()
+            os.close(bundle_fd)
+            os.close(null_fd)
+
+        assert [outcome for outcome, _ in answers] == [launch.REFUSED] * 6
+        words = ["instead of listener and lock", "its lock is not that", "another shim holds", "version 99", "", "no"]
+        assert [(word, text) for word, (_, text) in zip(words, answers, strict=True) if word not in text] == []
+        before = box.shim_pid
+        box.kill_shim()
+        assert box.shim_pid != before
+
+
+def ask(path: str, request: bytes, *fds: int) -> tuple[bytes, str]:
+    """What a keeper answers."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+        connection.settimeout(20)
+        connection.connect(path)
+        socket.send_fds(connection, [request], fds)
+        fields = connection.recv(65536).split(b"\0", 2)
+        return fields[1], fields[2].decode()
+
+
+def test_the_shims_of_an_old_keeper_go_to_the_new_one_when_it_dies() -> None:
+    """Until then the old one has them; the successor is of the new code, and reads the old one's state."""
+    code = copy_of_the_code()
+    with KeeperBox(python_path=code) as keeper, keeper.shim(WAITER) as box:
+        try:
+            box.create()
+            box.start()
+            pid, old = box.state().pid, keeper.wait_ready()
+            replace_text(os.path.join(code, "shim", "version.py"), 'VERSION = "0.1.0"', 'VERSION = "9.9.9"')
+            after = keeper.bundle("after")
+            after.start()
+            assert keeper.pid != old
+            assert keeper.is_alive(old)
+            os.kill(old, signal.SIGKILL)
+            keeper.wait_refilled(box.shim_pid)
+            before = box.shim_pid
+            os.kill(before, signal.SIGKILL)
+            box.disconnect()
+            box.shim_pid = box.info().pid
+
+            assert box.shim_pid != before
+            assert (box.info().version, box.state().pid) == ("9.9.9", pid)
+            go(box)
+            assert box.wait().exit_status == 42
+        finally:
+            shutil.rmtree(code)
 
 
 # --- everything

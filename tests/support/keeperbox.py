@@ -274,3 +274,21 @@ def is_running(pid: int) -> bool:
             return file.read().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def copy_of_the_code() -> str:
+    """A folder with our packages, for a test that changes them; the caller removes it."""
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    path = tempfile.mkdtemp(prefix="code-")
+    for package in ("shim", "ttrpc"):
+        shutil.copytree(os.path.join(root, package), os.path.join(path, package))
+    return path
+
+
+def replace_text(path: str, old: str, new: str) -> None:
+    """Change a file as an installer does: by another in its place."""
+    text = leaks.read(path)
+    assert old in text
+    with open(path + ".new", "w", encoding="utf-8") as file:
+        file.write(text.replace(old, new))
+    os.rename(path + ".new", path)
