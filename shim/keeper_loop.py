@@ -210,7 +210,7 @@ class Keeper:
             self.adopted[ward.pid] = ward
             self.loop.register(ward.pidfd, READ, lambda _mask: self._adopted_ended(ward))
         self._watch(ward, self.shims if is_child else self.adopted)
-        self.log.info(f"looking after shim {ward.pid} of {ward.bundle}, which was not forked here")
+        ward.is_new = True
         return True
 
     def _adopted_ended(self, ward: Ward) -> None:
@@ -234,6 +234,9 @@ class Keeper:
         """A shim says something, or is dead: then SIGCHLD says more."""
         if not ward.read():
             self.loop.unregister(ward.channel.fileno())
+        elif ward.is_new and ward.is_settled:  # from here on nothing of it is lost with it
+            ward.is_new = False
+            self.log.info(f"looking after shim {ward.pid} of {ward.bundle}, which was not forked here")
 
     def _shim_ended(self, ward: Ward, status: int, *, is_adopted: bool = False) -> None:
         """A child's: its container's processes are ours now, and itself is a zombie still."""

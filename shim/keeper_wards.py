@@ -29,7 +29,7 @@ class Ward:
     """One shim. Owns the connection to it, and a copy of each fd it asked us to hold."""
 
     __slots__ = (
-        "bundle", "channel", "failures", "is_done", "is_settled", "manners", "mask", "params", "pid", "pidfd",
+        "bundle", "channel", "failures", "is_done", "is_new", "is_settled", "manners", "mask", "params", "pid", "pidfd",
         "refused", "report", "spares",
     )  # fmt: skip
 
@@ -43,6 +43,7 @@ class Ward:
         self.refused = 0
         self.manners: Manners | None = None
         self.pidfd = -1  # of one that is not our child
+        self.is_new = False  # adopted, and it has not told everything yet
         self.succeed(channel, pid)
 
     def succeed(self, channel: socket.socket, pid: int) -> None:
