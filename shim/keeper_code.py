@@ -20,7 +20,7 @@ BORROWED = ("os", "_prctl", "cgroupspy", "google.protobuf", "google._upb._messag
 # Tools, clients, and the daemon's side.
 NOT_A_SHIMS = (
     "shim.launcher", "ttrpc.api.generate", "ttrpc.blocking", "ttrpc.blocking_stream",
-    "ttrpc.aio", "ttrpc.aio_client", "ttrpc.aio_server", "ttrpc.aio_stream", "ttrpc.aio_wire",
+    "ttrpc.aio", "ttrpc.aio_client", "ttrpc.aio_server", "ttrpc.aio_kept", "ttrpc.aio_stream", "ttrpc.aio_wire",
 )  # fmt: skip
 
 
