@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from shim.loop import Loop
+    from shim.spares import Share
 
 # A splice takes a slot of the FIFO, of which there are 16 by default, whatever its size (fcntl(2), F_SETPIPE_SZ). When
 # this many are unread, small chunks are written instead: those share slots, at the risk of one should we be killed.
@@ -147,14 +148,28 @@ class PipeSink:
     """A client's FIFO as the end of a `Pump`: bytes are moved by splice, or written where the source is a terminal.
 
     Owns the outlet with the fd, which is opened for reading too: a client that went away is a full pipe, not an EPIPE.
+    The keeper has it open too: the client would take our death for the end of its input.
     """
 
     takes_sources = False
 
-    __slots__ = ("_fd", "_loop", "_on_room", "_unread_chunks", "_watching", "blocked", "outlet", "takes_splice")
+    __slots__ = (
+        "_drop",
+        "_fd",
+        "_loop",
+        "_on_room",
+        "_unread_chunks",
+        "_watching",
+        "blocked",
+        "outlet",
+        "takes_splice",
+    )
 
-    def __init__(self, loop: "Loop", fd: int, *, takes_splice: bool) -> None:
+    def __init__(self, loop: "Loop", fd: int, share: "Share", stream: str, *, takes_splice: bool) -> None:
         self._loop = loop
+        self._share = share
+        self._name = f"{stream}.out"
+        share.hold(self._name, fd)
         self._fd = fd
         self._watching = False
         self._on_room: Callable[[], None] = _nothing
@@ -208,10 +223,12 @@ class PipeSink:
     def end(self, _stream: str) -> None:
         """The source ended: the client sees the end of file once it has read what is there."""
         self._unwatch()
+        self._share.drop(self._name)
         self.outlet.close_when_empty()
 
     def close(self) -> None:
         self._unwatch()
+        self._share.drop(self._name)
         self.outlet.close()
 
     def _ready(self, _mask: int) -> None:
@@ -220,6 +237,8 @@ class PipeSink:
 
     def _room(self) -> None:
         self.blocked = False
+        if not self.outlet.is_open:
+            self._share.drop(self._name)
         self._on_room()
 
     def _unwatch(self) -> None:

@@ -165,7 +165,7 @@ class Stdio:
         if self.program is not None or (self._out.kind == CLIENT and not self._is_gone(self._out.path)):
             fd = self._open_terminal_output()
             os.set_blocking(fd, False)
-            self._sinks.append(PipeSink(self._loop, fd, takes_splice=False))
+            self._sinks.append(PipeSink(self._loop, fd, self._spares, STDOUT, takes_splice=False))
         if self._source.kind == CLIENT and not self._is_gone(self._source.path):
             self._stdin.open_for_terminal(self._source.path)
         if self._reopens:
@@ -200,7 +200,7 @@ class Stdio:
             if self._direct or not pipes.is_fifo(fd):
                 os.set_blocking(fd, True)
                 return fd
-            sink = PipeSink(self._loop, fd, takes_splice=True)
+            sink = PipeSink(self._loop, fd, self._spares, stream, takes_splice=True)
             self._sinks.append(sink)
         path = self._fifo(stream)
         if self.program is not None:

@@ -267,10 +267,11 @@ class ContainerdBox:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _remove_cgroups(self) -> bool:
-        for folder in [*self.cgroups(), *(os.path.join(root, self.keeper_cgroup) for root in leaks.cgroup_roots())]:
+        keepers = [os.path.join(root, self.keeper_cgroup) for root in leaks.cgroup_roots()]
+        for folder in [*self.cgroups(), *keepers]:
             with contextlib.suppress(OSError):
                 os.rmdir(folder)
-        return not self.cgroups()
+        return not self.cgroups() and not any(map(os.path.exists, keepers))
 
 
 class Client:
