@@ -154,16 +154,9 @@ class PipeSink:
     takes_sources = False
 
     __slots__ = (
-        "_drop",
-        "_fd",
-        "_loop",
-        "_on_room",
-        "_unread_chunks",
-        "_watching",
-        "blocked",
-        "outlet",
+        "_fd", "_loop", "_name", "_on_room", "_share", "_unread_chunks", "_watching", "blocked", "outlet",
         "takes_splice",
-    )
+    )  # fmt: skip
 
     def __init__(self, loop: "Loop", fd: int, share: "Share", stream: str, *, takes_splice: bool) -> None:
         self._loop = loop
