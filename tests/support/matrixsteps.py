@@ -122,7 +122,7 @@ def show(cell: Cell | None) -> str:
 
 def run_cell(box: MatrixBox, cell: Cell, number: int, scale: float) -> None:
     """Lead a life to the step, strike, and see that nothing is missing; `failure` says what was."""
-    life = Life(box, f"m{number}", cell.victims, scheme=SCHEMES.get(cell.step, "raw"))
+    life = Life(box, f"cell{number}x", cell.victims, scheme=SCHEMES.get(cell.step, "raw"))
     life.types_input = cell.step.startswith("attach.")
     life.waits_for_strike = cell.step.startswith(("log.", "rotate."))
     life.may_miss_exec = cell.step in UNPINNED and {KEEPER, SHIM} <= {*cell.victims}
@@ -154,7 +154,7 @@ def run_cell(box: MatrixBox, cell: Cell, number: int, scale: float) -> None:
 def calm_life(box: MatrixBox, number: int) -> float:
     """How long a life takes in which nobody dies. Raises: AssertionError."""
     began = time.monotonic()
-    life = Life(box, f"c{number}", ())
+    life = Life(box, f"calm{number}x", ())
     lead(life)
     finish(life)
     return time.monotonic() - began
