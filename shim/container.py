@@ -253,7 +253,12 @@ class Container:
         try:
             self.require("resume")
             faults.point("resume.begun")
-            yield from self.runc.call(self.parts.reaper, "resume", "resume", self.id, deadline_s=runc.PAUSE_S)
+            try:
+                yield from self.runc.call(self.parts.reaper, "resume", "resume", self.id, deadline_s=runc.PAUSE_S)
+            except StatusError as error:
+                if not (yield from self.runc.is_running(self.parts.reaper)):
+                    raise
+                self.parts.log.warning(f"resumed in spite of: {error}")
             faults.point("resume.run")
             if self.state == PAUSED:
                 self.init.lifecycle.record("resumed")

@@ -61,6 +61,7 @@ class Life:
         self.strike: Strike | None = None
         self.types_input = False
         self.may_miss_exec = False
+        self.may_lose_output = False
         self.waits_for_strike = False
         self.before = set(box.left_of(name))  # by a cell that failed
 
@@ -237,6 +238,11 @@ class Life:
         if self.scheme != "raw":
             text = "".join(json.loads(line)["log"] for line in text.splitlines()).encode()
         lines = text.decode().splitlines()
+        if self.may_lose_output:
+            whole = [int(line.split()[1]) for line in lines if len(line.split()) == 3 or line.startswith("last ")]
+            assert whole == sorted(set(whole)), "out of order, or twice"
+            assert len(lines) - len(whole) <= 2, "more than the ends of what is missing are torn"
+            return
         last = int(lines[-1].removeprefix("last ")) if lines and lines[-1].startswith("last ") else -1
         expected = [*(f"line {number} {'x' * 56}" for number in range(last)), f"last {last}"]
         wrong = [(at, *pair) for at, pair in enumerate(zip(lines, expected, strict=False)) if pair[0] != pair[1]][:3]

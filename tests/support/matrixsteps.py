@@ -51,6 +51,8 @@ HOOKS = {"runc.create.half": "createRuntime", "runc.delete.half": "poststop"}
 # An exec that ends while keeper and shim die together, before anybody could pin it, is reaped by a stranger: its status
 # is unknown then, and may never be a guess.
 UNPINNED = ("exec_start.run", "exec_start.adopted", "runc.exec.begun", "runc.exec.done")
+# What is read from a terminal and not formatted yet is with the shim alone: a kill costs that chunk, as SHIM.md says.
+LOSING = ("log.read",)
 SINGLE = ((DAEMON,), (KEEPER,), (SHIM,), (RUNC,))
 PAIRS = ((DAEMON, KEEPER), (DAEMON, SHIM), (KEEPER, SHIM), (DAEMON, RUNC), (KEEPER, RUNC), (SHIM, RUNC))
 
@@ -64,6 +66,7 @@ class Cell:
     took_s: float = 0.0
     answer_s: float = 0.0
     failure: str = ""
+    is_bound: bool = False
     logs: str = ""
     errors: list[str] = field(default_factory=list)
 
@@ -117,15 +120,18 @@ def table(cells: list[Cell]) -> str:
 def show(cell: Cell | None) -> str:
     if cell is None:
         return ""
-    return f"**fail** {cell.took_s:.1f}" if cell.failure else f"ok {cell.took_s:.1f}"
+    word = "**fail**" if cell.failure else "ok*" if cell.is_bound else "ok"
+    return f"{word} {cell.took_s:.1f}"
 
 
 def run_cell(box: MatrixBox, cell: Cell, number: int, scale: float) -> None:
     """Lead a life to the step, strike, and see that nothing is missing; `failure` says what was."""
     life = Life(box, f"cell{number}x", cell.victims, scheme=SCHEMES.get(cell.step, "raw"))
     life.types_input = cell.step.startswith("attach.")
+    life.may_lose_output = cell.step in LOSING and SHIM in cell.victims
     life.waits_for_strike = cell.step.startswith(("log.", "rotate."))
     life.may_miss_exec = cell.step in UNPINNED and {KEEPER, SHIM} <= {*cell.victims}
+    cell.is_bound = life.may_miss_exec or life.may_lose_output
     if cell.step in HOOKS:
         gate = cell.step.removeprefix("runc.")
         life.hooks = {HOOKS[cell.step]: [{"path": box.program, "args": ["runc", "hook", gate]}]}

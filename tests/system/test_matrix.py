@@ -23,7 +23,8 @@ HEAD = """# The kill matrix
 Written by `make matrix`. A row is a step at which a process stands still; a column says who is then killed by SIGKILL.
 `ok`: the container lived on with the same pid (or its create was undone and asked for again), its output is complete to
 the byte, both exit statuses are exact and stored once, every event was told once and in order, the API answered within
-2 s, and nothing is left. The number is the whole life in seconds.
+2 s, and nothing is left. The number is the whole life in seconds. `ok*`: the same, within a bound that SHIM.md states:
+the chunk in hand of a terminal's JSON log; an exec that ends as keeper and shim die, before it is pinned, is *unknown*.
 
 """
 
