@@ -45,6 +45,7 @@ PASSING = (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.ABORTED, Code.FAILED_P
 LOST = (ConnectionLost, ConnectionError, FileNotFoundError)
 TRIES = 4
 TYPING_S = 3.0
+SETTLE_S = 10.0
 UNKNOWN = 255  # containerd's number for a status nobody knows; ours has no code then
 
 
@@ -69,18 +70,19 @@ class Life:
 
     def settle(self, what: str, act: Callable[[], Any], is_done: Callable[[], bool]) -> None:
         """Do something; when that fails, look whether it is done before doing it again."""
-        for _ in range(TRIES):
+
+        def is_settled() -> bool:
             try:
                 act()
-                return
+                return True
             except LOST as error:
                 self._expect(what, error, DAEMON)
             except StatusError as error:
                 self._expect(what, error, "")
             self.box.disconnect()
-            if is_done():
-                return
-        raise AssertionError(f"{what} fails again and again: {self.errors}")
+            return is_done()
+
+        wait_until(is_settled, deadline_s=SETTLE_S, what=f"{what} to be done")
 
     def _expect(self, what: str, error: Exception, victim: str) -> None:
         """An error is in order only when something died; of a runc that was killed it says so."""
