@@ -52,7 +52,7 @@ def _look(daemon: Shimd, killer: Killer, fds_before: dict[str, int]) -> list[str
     found += [f"process {pid}: {words}" for pid, words in leaks.processes(ground.session).items() if pid not in ours]
     if len(living["keeper"]) > 1:
         found.append(f"keepers: {living['keeper']}")
-    found += [f"mount {path}" for path in leaks.mounts() if ground.folder in path]
+    found += [f"mount {path}" for path in leaks.mounts() if ground.folder in path and path != daemon.state_dir]
     found += [f"cgroup {path}" for path in leaks.cgroups() if f"/{ground.namespace}/" in path]
     places = {
         "bundle": os.path.join(daemon.state_dir, "io.containerd.runtime.v2.task", ground.namespace),
