@@ -84,6 +84,7 @@ def make(box: KeptBox, prefix: str, count: int, failed: list[str]) -> None:
 
 
 def one(box: KeptBox, client: BlockingClient, exec_id: str) -> int:
+    """One exec from Exec to Delete; the value is its status."""
     service = "containerd.task.v2.Task"
     client.call(service, "Exec", box.exec_request(exec_id, ["sh", "-c", f"exit {STATUS}"]), timeout_s=60)
     client.call(service, "Start", task.StartRequest(id=box.id, exec_id=exec_id), timeout_s=60)
@@ -92,6 +93,7 @@ def one(box: KeptBox, client: BlockingClient, exec_id: str) -> int:
 
 
 def look(box: KeptBox, execs: int) -> dict[str, object]:
+    """Memory and fds of shim and keeper, and how many files the bundle has."""
     found: dict[str, object] = {"execs": execs}
     for name, pid in (("shim", box.shim_pid), ("keeper", box.keeper_pid)):
         memory = memory_kib(pid)
