@@ -116,7 +116,7 @@ class Stage:
         path = os.path.join(bundle, "socket")
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         listener.bind(path)
-        listener.listen(1)
+        listener.listen(2)
         params = Params(namespace=ID, id=ID, bundle=bundle, socket_path=path, environment={"PATH": "/bin"})
         self.keeper, shims_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.keeper.setblocking(False)
@@ -126,12 +126,16 @@ class Stage:
         self.shim.reaper.start = self._run_runtime  # type: ignore[method-assign]  # the stage plays the runtime
         self.runs = 0
         self.parent_pid = os.getppid()
-        self.connection = Connection(CALLER)
-        self.client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        self.client.connect(path)
-        self.client.setblocking(False)
+        self._path = path
+        self._connect()
         self.answers: dict[int, bytes] = {}
         self.ends: list[int] = []
+
+    def _connect(self) -> None:
+        self.connection = Connection(CALLER)
+        self.client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        self.client.connect(self._path)
+        self.client.setblocking(False)
 
     # --- the runtime
 
@@ -223,6 +227,8 @@ class Stage:
         options = wkt.pack(runc.Options(root=self.bundle))
         create = task.CreateTaskRequest(id=ID, bundle=self.bundle, stdout=stdout, stderr=stderr, options=options)
         follows = self.begin("Follow", shim.FollowRequest(), SERVICE)
+        follower = (self.client, self.connection)
+        self._connect()  # what streamed is served otherwise: ttrpc/kept_connection.py
         self.call("Create", create)
         self.call("State", task.StateRequest(id=ID))
         self.call("Connect", task.ConnectRequest(id=ID))
@@ -233,7 +239,12 @@ class Stage:
             self._play_exec(exec_id, stdout if with_fifos else "")
         self.end_process()
         self.settle(waits)
+        caller = (self.client, self.connection)
+        self.client, self.connection = follower
         self.settle(follows)
+        self.client.close()
+        self.client, self.connection = caller
+        self.answers.clear()
         self.call("Delete", task.DeleteRequest(id=ID))
         self._acknowledge()
         self.call("Shutdown", task.ShutdownRequest(id=ID))
