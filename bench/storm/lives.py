@@ -10,7 +10,7 @@ from bench.storm.asking import CONTAINERS, SHIMD, TASKS, Asker, Stuck
 from bench.storm.field import Field
 from bench.storm.plans import Act, Life
 from bench.storm.truth import Log
-from bench.storm.verdicts import look_at_events, look_at_exec, look_at_lines, look_at_status
+from bench.storm.verdicts import is_hung_up, look_at_events, look_at_exec, look_at_lines, look_at_status
 from tests.support.shimbox import make_process, make_spec
 from ttrpc.api import containers, process, shimd, tasks, wkt
 from ttrpc.errors import StatusError
@@ -89,6 +89,10 @@ class Slot:
         seen = self._end(life)
         self.doing = "wait"
         answered = asker.wait(name)
+        if is_hung_up(field, life):
+            field.tally.add("terminals_hung_up")
+            self._force(life)
+            return
         look_at_status(field, life, answered)
         look_at_lines(field, life, seen)
         for number in executed:

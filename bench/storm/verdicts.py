@@ -21,6 +21,20 @@ INIT_TOPICS = ("/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete")
 BEFORE_A_CREATE_AGAIN = {"/tasks/create", "/tasks/exit", "/tasks/delete"}
 
 
+def is_hung_up(field: Field, life: Life) -> bool:
+    """Whether its terminal closed, with shim and keeper, before it was started: runc's own process ends by SIGHUP then.
+
+    Once it runs the script ignores that. Only a keeper and a shim hold a terminal; see shim/SHIM.md, "Successors".
+    """
+    if (
+        life.log != plans.TERMINAL
+        or not field.keeper_deaths
+        or not field.follower.wait_for(life.name, "/tasks/exit", 5)
+    ):
+        return False
+    return not any(topic == "/tasks/start" for topic, _, _ in tuple(field.follower.topics[life.name]))
+
+
 def look_at_status(field: Field, life: Life, answered: int) -> None:
     """What Wait said and what is on record, against the code it ended with."""
     tally, name = field.tally, life.name
