@@ -34,7 +34,7 @@ RETRY_FIRST_S, RETRY_MAX_S = 0.05, 1.0
 
 
 def on_exit(container: "Container", process: "Process", ended: "int | Ended") -> None:
-    """A process was reaped: from here on its pid is nobody's. The rest takes its time."""
+    """A process is over: from here on its pid is not used any more. The rest takes its time."""
     process.reaped = True
     if isinstance(ended, int):
         ended = Ended(ended, SOURCE_WAITID, time.time_ns())
@@ -55,6 +55,7 @@ def end(container: "Container", process: "Process", ended: Ended) -> "Handler":
     record = _record(container, process, ended)
     yield from _put_on_disk(container, record)
     faults.point("exit.recorded.", process.name)
+    container.parts.reaper.take(process.pid)
     _tell(container, process, record)
 
 
@@ -100,6 +101,8 @@ def _put_on_disk(container: "Container", record: Exit) -> "Handler":
             if not refused:
                 refused = True
                 parts.unwritten_exits += 1
+                # The kernel lets init end only when every process of its namespace is reaped: no disk may delay that.
+                parts.reaper.take(record.pid)
             parts.log.error(f"the exit record of {record.exec_id or 'init'} cannot be written, trying again: {error}")
             yield Sleep(delay_s)
             delay_s = min(2 * delay_s, RETRY_MAX_S)

@@ -136,6 +136,7 @@ def _kill_leftover(container: "Container", process: Process) -> None:
         pid = container.parts.bundle.read_pid(_file(container, process.exec_id, "pid"))
         container.parts.reaper.adopt(pid)
         kernel.send_signal(None, pid, signal.SIGKILL)
+        container.parts.reaper.take(pid)
     except (OSError, ValueError, NotOurChild):  # the usual case: there is none
         pass
     process.pid, process.reaped = 0, False

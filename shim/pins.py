@@ -9,7 +9,7 @@ import fcntl
 import os
 import time
 
-from shim import mounts, pidfds
+from shim import mounts
 
 TYPE_CHECKING = False
 
@@ -45,16 +45,26 @@ def pin(pidfd: int, path: str) -> None:
             raise
 
 
-def read(path: str) -> "int | None":
-    """The wait status of the process pinned there, once it was reaped; None before, and when there is no pin."""
+def open_pin(path: str) -> "int | None":
+    """The pidfd pinned there, of the process whoever reaped it, and when; None when there is no pin."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
         return None
+
+
+def find(socket_path: str, pid: int) -> int:
+    """The inode of the process of a shim's container that is pinned under this pid, when no file names it; 0: none.
+
+    Of several the last: inodes of pidfs rise with the processes, and a pin that stayed is of an earlier one.
+    """
+    directory, prefix = os.path.split(pin_path(socket_path, pid, 0))
+    prefix = prefix[: -len("0")]
     try:
-        return pidfds.exit_status(fd)
-    finally:
-        os.close(fd)
+        names = os.listdir(directory)
+    except FileNotFoundError:
+        return 0
+    return max((int(name[len(prefix) :], 16) for name in names if name.startswith(prefix)), default=0)
 
 
 def unpin(path: str) -> None:

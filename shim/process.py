@@ -94,7 +94,7 @@ class Process:
         return True
 
     def _mark_reaped(self, _status: int) -> None:
-        self.reaped = True  # from here on the pid is anybody's
+        self.reaped = True  # from here on the pid is used no more
 
     def signal(self, signum: int) -> None:
         """Send a signal to exactly this process.
@@ -135,6 +135,8 @@ class Process:
         if self.pidfd is not None:
             os.close(self.pidfd)
             self.pidfd = None
+        if self.exit is None:  # and there will be no record for which its zombie is kept
+            parts.reaper.take(self.pid)
 
     def snapshot(self) -> "dict[str, Any]":
         """What a successor must know of it."""

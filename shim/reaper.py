@@ -29,6 +29,8 @@ class Reaper:
     A zombie keeps its pid, so a pid is exact as long as we have not reaped it. Children we did not start ourselves
     (what runc leaves to us as subreaper) become known by `adopt`; the pid to adopt is read from a file only after runc
     ended. Until then its zombie must not be reaped as a stranger: `hold` keeps all strangers while such a call runs.
+    How an adopted child ended is told while its zombie stays, until `take`: should this process be killed before that
+    is on disk, the zombie, and its status with it, are the next subreaper's.
     """
 
     def __init__(self, environment: "dict[str, str]", on_stray: "Callable[[int, int], None] | None" = None) -> None:
@@ -36,7 +38,9 @@ class Reaper:
         self._on_stray = on_stray
         self._known: dict[int, Signal] = {}
         self._unasked: dict[int, Signal] = {}
+        self._kept: dict[int, bool] = {}  # adopted, by pid: whether its end was told, and the zombie waits for `take`
         self._holds = 0
+        self._is_reaping = self._is_asked_again = False
 
     def start(self, step: "Spawn") -> int:
         """Start a program with 0, 1, 2 and more as the step says, no other fd of ours, and signals at their defaults.
@@ -65,7 +69,7 @@ class Reaper:
         return pid
 
     def adopt(self, pid: int) -> Signal:
-        """Know a child that runc left to us; the signal fires with its wait status once it is reaped.
+        """Know a child that runc left to us; the signal fires with its wait status. It is not reaped before `take`.
 
         Raises: NotOurChild.
         """
@@ -73,7 +77,15 @@ class Reaper:
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:
             raise NotOurChild(f"process {pid} is not a child of this shim") from None
+        self._kept.setdefault(pid, False)
         return self._known.setdefault(pid, Signal())
+
+    def take(self, pid: int) -> None:
+        """Let an adopted child be reaped, now or when it ends: nobody needs its zombie any more. Idempotent."""
+        if self._kept.pop(pid, False):
+            self._known.pop(pid, None)
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
+            self.reap()  # strays that were hidden behind it
 
     def exit_signal(self, pid: int) -> Signal:
         """What fires with the wait status of a known child; fired already when it was reaped before being asked for.
@@ -96,6 +108,18 @@ class Reaper:
 
     def reap(self) -> None:
         """Collect every child that ended and tell who waits for it. Call it for each SIGCHLD; several may be one."""
+        self._is_asked_again = True
+        if self._is_reaping:
+            return  # by what we are telling somebody just now: done by the loop below
+        self._is_reaping = True
+        try:
+            while self._is_asked_again:
+                self._is_asked_again = False
+                self._reap()
+        finally:
+            self._is_reaping = False
+
+    def _reap(self) -> None:
         while True:
             try:
                 found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -103,19 +127,22 @@ class Reaper:
                 return
             if found is None:
                 return
-            if found.si_pid not in self._known and self._holds:
+            if self._kept.get(found.si_pid) or (found.si_pid not in self._known and self._holds):
                 break  # the kernel would show us this one again and again: ask for each known one instead
             self._collect(found.si_pid)
         for pid in tuple(self._known):
             self._collect(pid)
 
     def _collect(self, pid: int) -> None:
+        is_kept = pid in self._kept
         try:
-            ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
+            ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | (os.WNOWAIT if is_kept else 0))
         except ChildProcessError:
             return
         if ended is None:
             return
+        if is_kept:
+            self._kept[pid] = True
         status = wait_status(ended.si_code, ended.si_status)
         known = self._known.pop(pid, None)
         if known is None:

@@ -7,7 +7,7 @@ settled by facts; what ended meanwhile has the status that the keeper noted, or 
 import json
 import time
 
-from shim import creation, execs, faults, keeper_exits
+from shim import creation, execs, faults, keeper_exits, pins
 from shim.bundle import read_file
 from shim.container import Container
 from shim.ending import exit_event
@@ -251,7 +251,8 @@ def _find_begun(container: Container, process: Process) -> None:
     if not pid:
         return
     if not (_is_member(container, pid) and process.identify(pid)):
-        process.pid = pid  # it is over, and its start time nobody knows
+        process.pid = pid  # it is over, and its start time nobody knows; a pin has its inode
+        process.inode = pins.find(container.parts.params.socket_path, pid)
     process.started_at_ns = time.time_ns()
     process.lifecycle.record("started")
     container.parts.log.info(f"the start of exec {process.exec_id} was under way, and was done: pid {pid}")

@@ -24,6 +24,8 @@ NOTE_S = 2.0
 def watch(container: "Container", process: "Process") -> None:
     """Have the process's exit told, with what can be known of it; one that is over already, soon."""
     pidfd = pidfds.open_exactly(process.pid, process.start_ticks, process.inode)
+    if pidfd is None and process.inode:
+        pidfd = pins.open_pin(pins.pin_path(container.parts.params.socket_path, process.pid, process.inode))
     if pidfd is None and not process.start_ticks and container.parts.spares.is_connected:
         container.parts.loop.spawn(_until_noted(container, process))
         return
@@ -68,10 +70,7 @@ def how_it_ended(parts: "Parts", process: "Process", pidfd: "int | None") -> "En
     note = keeper_exits.read_note(parts.bundle.path, process.pid, process.start_ticks, parts.boot_id)
     if note is not None:
         return Ended(int(note["wait_status"]), SOURCE_KEEPER, int(note["exited_at_ns"]))
-    if pidfd is not None:
-        status = pidfds.exit_status(pidfd)
-    else:
-        status = pins.read(pins.pin_path(parts.params.socket_path, process.pid, process.inode))
+    status = pidfds.exit_status(pidfd) if pidfd is not None else None
     return Ended(status, SOURCE_PIDFD, time.time_ns()) if status is not None else None
 
 

@@ -105,6 +105,54 @@ def test_orphan_is_kept_while_held_then_adopted_exactly() -> None:
             assert kernel.start_ticks(orphan) > 0
             reaper.release()
             assert [os.waitstatus_to_exitcode(status) for status in told] == [5]
+            reaper.take(orphan)
+            assert not os.path.exists(f"/proc/{orphan}")
+        play(handler())
+    """)
+
+
+def test_zombie_of_an_adopted_child_stays_until_it_is_taken() -> None:
+    """Whoever is the next subreaper would get it, and its status, with our death. Others behind it are not kept."""
+    run("""
+        def handler():
+            read_fd, write_fd = os.pipe()
+            reaper.hold()
+            pid = yield Spawn(["sh", "-c", "sh -c 'exit 5' & echo $!; sh -c 'exit 6' &"], stdio=(None, write_fd, None))
+            yield Exited(pid, deadline_s=5)
+            orphan = int(os.read(read_fd, 100))
+            told = []
+            reaper.adopt(orphan).subscribe(told.append)
+            reaper.release()
+            while not told:
+                yield Sleep(0.01)
+            for code in range(3):
+                assert os.waitstatus_to_exitcode((yield from sh(f"exit {code}"))) == code
+            assert open(f"/proc/{orphan}/stat").read().split()[2] == "Z"
+            reaper.take(orphan)
+            reaper.take(orphan)
+            while not strays:
+                yield Sleep(0.01)
+            assert [os.waitstatus_to_exitcode(status) for status in told] == [5]
+            assert [os.waitstatus_to_exitcode(status) for _, status in strays] == [6]
+            assert not os.path.exists(f"/proc/{orphan}")
+        play(handler())
+    """)
+
+
+def test_one_that_is_taken_before_it_ends_is_reaped_then() -> None:
+    run("""
+        def handler():
+            read_fd, write_fd = os.pipe()
+            reaper.hold()
+            pid = yield Spawn(["sh", "-c", "sleep 1000 & echo $!"], stdio=(None, write_fd, None))
+            yield Exited(pid, deadline_s=5)
+            orphan = int(os.read(read_fd, 100))
+            ended = reaper.adopt(orphan)
+            reaper.release()
+            reaper.take(orphan)
+            os.kill(orphan, 9)
+            while not ended.fired:
+                yield Sleep(0.01)
             assert not os.path.exists(f"/proc/{orphan}")
         play(handler())
     """)

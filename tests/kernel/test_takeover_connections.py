@@ -233,8 +233,7 @@ def live_through(caller: Caller, box: KeptBox, exec_id: str, pid: int) -> None:
     exec_pid = caller.call("Start", task.StartRequest(id=box.id, exec_id=exec_id)).pid
     assert exec_pid > 0
     status = task.WaitResponse.FromString(caller.receive(waits).payload or b"").exit_status
-    # 255: not known, for the shim had reaped it and was killed before that was on disk. Never a guess.
-    assert status in (7, 255)
+    assert status == 7
     gone = caller.call("Delete", task.DeleteRequest(id=box.id, exec_id=exec_id))
     assert (gone.pid, gone.exit_status) == (exec_pid, status)
     for stream_id in states:

@@ -4,7 +4,9 @@ A new step is one more line in STEPS: its name is that of a fault point (shim/fa
 before it, or a gate of matrixbox.RUNC_PROGRAM with `runc.`), and says who stands still there.
 """
 
+import itertools
 import time
+import traceback
 from dataclasses import dataclass, field
 
 from tests.support.matrixbox import ANSWER_S, DAEMON, KEEPER, RUNC, SHIM, MatrixBox, Strike
@@ -124,9 +126,12 @@ def show(cell: Cell | None) -> str:
     return f"{word} {cell.took_s:.1f}"
 
 
-def run_cell(box: MatrixBox, cell: Cell, number: int, scale: float) -> None:
+numbers = itertools.count()
+
+
+def run_cell(box: MatrixBox, cell: Cell, scale: float) -> None:
     """Lead a life to the step, strike, and see that nothing is missing; `failure` says what was."""
-    life = Life(box, f"cell{number}x", cell.victims, scheme=SCHEMES.get(cell.step, "raw"))
+    life = Life(box, f"cell{next(numbers)}x", cell.victims, scheme=SCHEMES.get(cell.step, "raw"))
     life.types_input = cell.step.startswith("attach.")
     life.may_lose_output = cell.step in LOSING and SHIM in cell.victims
     life.waits_for_strike = cell.step.startswith(("log.", "rotate."))
@@ -148,7 +153,7 @@ def run_cell(box: MatrixBox, cell: Cell, number: int, scale: float) -> None:
         assert strike.answer_s <= ANSWER_S * scale, f"the API answered after {strike.answer_s:.1f} s"
     except Exception as error:  # noqa: BLE001 - shown in the table
         cell.failure = f"{type(error).__name__}: {error}"[:1500]
-        cell.logs = box.logs_of(life.id)
+        cell.logs = f"{''.join(traceback.format_exception(error))}\n{box.logs_of(life.id)}"
     finally:
         strike.is_cancelled = True
         box.clear_traps()

@@ -36,6 +36,7 @@ class StagedReaper:
         self.signals: dict[int, Signal] = {}
         self.adopted: dict[int, Signal] = {}
         self.killed_groups: list[int] = []
+        self.taken: list[int] = []
         self.holds = 0
         self.missing = False
 
@@ -54,6 +55,9 @@ class StagedReaper:
     def adopt(self, pid: int) -> Signal:
         assert self.holds, "a pid may be adopted only while strangers are held"
         return self.adopted.setdefault(pid, Signal())
+
+    def take(self, pid: int) -> None:
+        self.taken.append(pid)
 
     def hold(self) -> None:
         self.holds += 1

@@ -31,14 +31,24 @@ the chunk in hand of a terminal's JSON log; an exec that ends as keeper and shim
 done: list[Cell] = []
 
 
+def has_failed(box: MatrixBox, cell: Cell, scale: float) -> bool:
+    """Run one, and say how it went."""
+    run_cell(box, cell, scale)
+    word = "FAIL" if cell.failure else "ok"
+    sys.stderr.write(f"{word:4} {cell.took_s:5.2f} s {cell.name} {cell.failure} {cell.errors}\n{cell.logs}\n")
+    return bool(cell.failure)
+
+
 def run(cells: list[Cell]) -> list[str]:
-    """Run them in one box; what fails, in words. A line for each on stderr."""
-    with MatrixBox() as box:
-        scale = max(1.0, calm_life(box, 0) / CALM_S)
-        for number, cell in enumerate(cells):
-            run_cell(box, cell, number, scale)
-            word = "FAIL" if cell.failure else "ok"
-            sys.stderr.write(f"{word:4} {cell.took_s:5.2f} s {cell.name} {cell.failure} {cell.errors}\n{cell.logs}\n")
+    """Run them all; what fails, in words. A line for each on stderr. After one that failed the box is another."""
+    waiting = iter(cells)
+    cell = next(waiting, None)
+    while cell is not None:
+        with MatrixBox() as box:
+            scale = max(1.0, calm_life(box, 0) / CALM_S)
+            while cell is not None and not has_failed(box, cell, scale):
+                cell = next(waiting, None)
+        cell = next(waiting, None)
     return [f"{cell.name}: {cell.failure}" for cell in cells if cell.failure]
 
 

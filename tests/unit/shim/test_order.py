@@ -199,6 +199,25 @@ def test_nobody_is_told_before_the_record_is_on_disk(stage: Stage) -> None:
     assert stage.parts.unwritten_exits == 0
 
 
+def test_a_process_is_reaped_only_when_its_record_is_on_disk(stage: Stage) -> None:
+    """Until then its zombie is the next subreaper's, should the shim die. But no disk holds up the kernel."""
+    container = started(stage)
+    stdio = stage.streams["init"]
+    stdio.drained = Signal()
+    stage.dies(INIT, 42 << 8)
+    assert (container.init.reaped, stage.reaper.taken) == (True, [])
+    stdio.drained.fire()
+    stage.later(0.1)
+    assert (stage.reaper.taken, [record.code for record in stage.exits.writes]) == ([INIT], [42])
+
+
+def test_a_process_whose_record_the_disk_refuses_is_reaped(stage: Stage) -> None:
+    started(stage)
+    stage.exits.refuse = True
+    stage.dies(INIT)
+    assert stage.reaper.taken == [INIT]
+
+
 def test_record_has_the_number_of_the_event_that_tells_it(stage: Stage) -> None:
     """Also when other events came while the disk refused it."""
     container = started(stage)
