@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-    from shim.keeper_template import Changes
+    from shim.keeper_copy import Changes
 
 # What can be the matter with a request, or with who sends it; the asker then starts the shim by itself, and logs this.
 REFUSALS = (BadRequest, UsageError, StatusError, start.StartError, Different, OSError)

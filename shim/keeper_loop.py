@@ -9,12 +9,12 @@ import time
 from shim import faults, kernel
 from shim.keeper_adoption import adopt
 from shim.keeper_births import REFUSALS, Birth, Succession, refuse
+from shim.keeper_copy import MESSAGE_MAX_BYTES
 from shim.keeper_exits import Orphans
 from shim.keeper_looks import children, has_children, inode_of, younger_sibling
 from shim.keeper_nursery import Nursery
 from shim.keeper_peer import Manners
 from shim.keeper_pulse import PulseWatch, limits_of
-from shim.keeper_template import MESSAGE_MAX_BYTES
 from shim.keeper_wards import Ward, take_fds
 from shim.keeper_wire import BadRequest, pack_answer, verb_of
 from shim.launch import ADOPT, OK, STALE, WATCH

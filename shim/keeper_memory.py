@@ -1,8 +1,12 @@
 """How the template's memory is laid out, so that shims share more of it. bench/keeper.py says what each step saves."""
 
 import gc
+import sys
 
 TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+    from types import CodeType, FunctionType
 
 # Objects up to 512 bytes lie in pools of one size class each (CPython, Objects/obmalloc.c); a bytes object of n
 # characters is 33 + n bytes long. Larger ones, and all that is no object, come from malloc(3).
@@ -53,6 +57,50 @@ def _fill_class(size: int, kept: "list[bytes]") -> None:
         previous = id(block)
         if in_a_row >= POOL_BYTES // size - 6:
             break
+
+
+def gather(codes: "Collection[CodeType]", kept: "list[bytes]") -> int:
+    """Have the code that shims run lie together, in copies made behind everything else; the value: how many functions.
+
+    Code is written to while it runs. As imported, what runs lies between what does not, and takes its pages along.
+    Order: before the rehearsal, for the copies have to learn all anew, and after the holes are filled, in which they
+    would lie apart again; the fillers are added to ``kept``. The cache of attributes is emptied, too: each entry names
+    an attribute looked up some time, and a shim that needs its place writes where that name lies.
+    """
+    gc.collect()
+    kept += fill_holes()
+    copies: dict[CodeType, CodeType] = {}
+    count = 0
+    for function in _functions():
+        if function.__code__ in codes:
+            function.__code__ = _copy(function.__code__, copies)
+            count += 1
+    sys._clear_type_cache()
+    return count
+
+
+def _copy(code: "CodeType", copies: "dict[CodeType, CodeType]") -> "CodeType":
+    """With the functions defined in it."""
+    found = copies.get(code)
+    if found is None:
+        kind = type(code)
+        consts = tuple(_copy(each, copies) if isinstance(each, kind) else each for each in code.co_consts)
+        found = copies[code] = code.replace(co_consts=consts)
+    return found
+
+
+def _functions() -> "Iterator[FunctionType]":
+    """Every function and method in a module."""
+    kind: type[FunctionType] = type(_functions)  # type: ignore[assignment]  # typeshed: a Callable
+    for module in tuple(sys.modules.values()):
+        for value in tuple(getattr(module, "__dict__", {}).values()):
+            if isinstance(value, kind):
+                yield value
+            elif isinstance(value, type):
+                for member in tuple(value.__dict__.values()):
+                    found = getattr(member, "__func__", None) or getattr(member, "fget", None) or member
+                    if isinstance(found, kind):
+                        yield found
 
 
 def merge_equal_pages() -> str:

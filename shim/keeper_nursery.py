@@ -1,7 +1,8 @@
 """The copies that wait to be shims, the templates they are made by, and the shims that wait for a copy."""
 
 from shim.keeper_births import REFUSALS
-from shim.keeper_template import MESSAGE_MAX_BYTES, Template, fork_template
+from shim.keeper_copy import MESSAGE_MAX_BYTES
+from shim.keeper_template import Template, fork_template
 from shim.loop import READ
 
 TYPE_CHECKING = False

@@ -6,6 +6,8 @@ shared. What remains is reference counts; bench/keeper.py says what is saved.
 
 On the stage no runtime is run: every call of it succeeds at once, and leaves a child of ours that waits for its pipe to
 be closed. There is no cgroup, nobody is signalled, and nothing is written but in the stage's folder.
+
+Two lives come before the others, to learn which code a life runs; that is then put together, see keeper_memory.py.
 """
 
 import fcntl
@@ -13,21 +15,27 @@ import json
 import os
 import shutil
 import socket
+import sys
 import time
 
+from shim import faults
+from shim.keeper_copy import pack, put_on, receive
+from shim.keeper_memory import gather
 from shim.params import Params
 from shim.serve import Shim
 from shim.shimlog import ShimLog
 from shim.shimservice import SERVICE
-from shim.spares import NAME_MAX_BYTES, PIN, PINNED, KeeperLink
+from shim.spares import NAME_MAX_BYTES, PIN, PINNED
 from shim.steps import Signal
 from ttrpc.api import runc, shim, task, wkt
-from ttrpc.connection import CALLER, Connection
+from ttrpc.connection import CALLEE, CALLER, Connection
 from ttrpc.service import find_method
-from ttrpc.wire_events import MessageReceived, ResponseReceived
+from ttrpc.wire_events import MessageReceived, RequestReceived, ResponseReceived
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from types import CodeType
+
     from google.protobuf.message import Message
 
     from shim.steps import Spawn
@@ -37,10 +45,12 @@ TASK = "containerd.task.v2.Task"
 ID = "rehearsal"
 # Code is specialised after it ran eight times; what runs once in a life needs as many lives.
 LIVES = 10
+FIRST_LIVES = 2  # one of each kind: see Stage.play
 MEMORY = "/dev/shm"  # noqa: S108 - a life is mostly waiting for the disk elsewhere; the folder made in it is ours alone
 FOLDER = "shimd-stage-"  # not `shimd-rehearsal-`: an older version sweeps those by pid
 YOUNG_S = 60.0  # a folder that is made is locked in no time
 STEP_S = 10.0  # nobody waits for it
+VARIABLE = "SHIMD_STAGE"  # is set and taken away again, as what a caller has and the keeper has not
 NO_PID = 1 << 23  # above any pid there can be (PID_MAX_LIMIT is 2^22)
 PROCESS_URL = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 PROCESS = {"args": ["true"], "cwd": "/", "env": ["PATH=/bin"]}
@@ -48,8 +58,11 @@ SPEC = {"ociVersion": "1.0.2", "process": PROCESS, "linux": {"namespaces": [{"ty
 OUTPUT = b"a line of output\nand another one\n" * 4
 
 
-def rehearse_in_memory(folder: str) -> str:
-    """Rehearse, in a file system in memory where there is one; what came of it, for the log. Never fails."""
+def rehearse_in_memory(folder: str, kept: "list[bytes]") -> str:
+    """Rehearse, in a file system in memory where there is one; what came of it, for the log. Never fails.
+
+    What is added to ``kept`` has to live as long as the code.
+    """
     lives = os.environ.get("SHIMD_KEEPER_LIVES", "")
     count = int(lives) if lives.isdigit() else LIVES
     parent = MEMORY if os.access(MEMORY, os.W_OK | os.X_OK) else folder
@@ -60,6 +73,8 @@ def rehearse_in_memory(folder: str) -> str:
         _sweep(parent)
         os.mkdir(path, 0o700)
         lock_fd = _lock(path)
+        if count:
+            gather(codes_of(path, FIRST_LIVES), kept)
         rehearse(path, count)
     except Exception as error:  # noqa: BLE001 - shims only share less
         return f"the rehearsal failed: {type(error).__name__}: {error}"
@@ -95,41 +110,80 @@ def _lock(path: str) -> int:
     return fd
 
 
-def rehearse(folder: str, lives: int) -> None:
+def codes_of(folder: str, lives: int) -> "set[CodeType]":
+    """The code of every function that runs in such lives. Blocks and raises as `rehearse`."""
+    codes: set[CodeType] = set()
+    sys.setprofile(lambda frame, event, _argument: codes.add(frame.f_code) if event == "call" else None)
+    try:
+        rehearse(folder, lives, "first-")
+    finally:
+        sys.setprofile(None)
+    return codes
+
+
+def rehearse(folder: str, lives: int, prefix: str = "") -> None:
     """Play lives through. Blocks: some milliseconds for each. Raises: whatever goes wrong on the stage."""
     for number in range(lives):
-        stage = Stage(os.path.join(folder, str(number)))
+        is_containerds = bool(number % 2)
+        stage = Stage(os.path.join(folder, prefix + str(number)), has_listener=is_containerds)
         try:
-            stage.play(with_fifos=bool(number % 2))
+            stage.play(with_fifos=is_containerds)
         finally:
             stage.close()
 
 
 class Stage:
-    """Owns one shim on a bundle of its own, its only client, and the processes it takes for the container's."""
+    """Owns one shim on a bundle of its own, its only client, and the processes it takes for the container's.
 
-    def __init__(self, bundle: str) -> None:
+    ``has_listener``: containerd's event service is played too.
+    """
+
+    def __init__(self, bundle: str, *, has_listener: bool = False) -> None:
         os.mkdir(bundle, 0o700)
         with open(os.path.join(bundle, "config.json"), "w", encoding="utf-8") as file:
             json.dump(SPEC, file)
         self.bundle = bundle
-        path = os.path.join(bundle, "socket")
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        listener.bind(path)
-        listener.listen(2)
-        params = Params(namespace=ID, id=ID, bundle=bundle, socket_path=path, environment={"PATH": "/bin"})
+        self._path = os.path.join(bundle, "socket")
+        self.events = _listen(os.path.join(bundle, "events")) if has_listener else None
+        self.uplinks: list[tuple[socket.socket, Connection]] = []
         self.keeper, shims_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.keeper.setblocking(False)
-        self.shim = Shim(listener.detach(), params, ShimLog(bundle, ID), KeeperLink(shims_end.detach()))
+        self.shim = self._make_shim(shims_end.detach())
         self.shim.parts.find_cgroup = _no_cgroup
         self.shim.parts.pin = _no_pin
         self.shim.reaper.start = self._run_runtime  # type: ignore[method-assign]  # the stage plays the runtime
         self.runs = 0
         self.parent_pid = os.getppid()
-        self._path = path
         self._connect()
         self.answers: dict[int, bytes] = {}
         self.ends: list[int] = []
+
+    def _make_shim(self, fd: int) -> Shim:
+        """As a copy does once it was told which container's it is: keeper_copy.py, serve.py."""
+        events = os.path.join(self.bundle, "events") if self.events is not None else ""
+        environment = {"PATH": "/bin", VARIABLE: "1"}
+        params = Params(
+            namespace=ID, id=ID, bundle=self.bundle, socket_path=self._path, events_address=events,
+            environment=environment,
+        )  # fmt: skip
+        mask = os.umask(0o022)
+        here = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        lock_fd = os.open(self.bundle, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        handover = pack(params, mask, [(VARIABLE, "1"), (VARIABLE, None)], None)
+        with _listen(self._path) as listener:
+            socket.send_fds(self.keeper, [handover], [listener.fileno(), lock_fd])
+        os.close(lock_fd)
+        self.keeper.setblocking(False)
+        try:
+            params, link, listener_fd = put_on(*receive(fd), fd)
+        finally:
+            os.umask(mask)
+            os.fchdir(here)
+            os.close(here)
+        self.lock_fd = link.lock_fd  # a shim's is closed by its end
+        faults.arm(params.environment)
+        played = Shim(listener_fd, params, ShimLog(self.bundle, ID), link)
+        played.begin_pulse()
+        return played
 
     def _connect(self) -> None:
         self.connection = Connection(CALLER)
@@ -175,6 +229,24 @@ class Stage:
         except OSError:
             pass  # nothing more was asked
 
+    def _play_containerd(self) -> None:
+        """Take every event."""
+        try:
+            if self.events is not None:
+                sock, _ = self.events.accept()
+                sock.setblocking(False)
+                self.uplinks.append((sock, Connection(CALLEE)))
+        except BlockingIOError:
+            pass
+        for sock, connection in self.uplinks:
+            try:
+                received = connection.receive_bytes(sock.recv(65536))
+            except BlockingIOError:
+                continue
+            for event in received:
+                if isinstance(event, RequestReceived):
+                    sock.send(connection.send_response(event.stream_id, None))
+
     def end_process(self) -> None:
         """Let the newest process exit."""
         os.close(self.ends.pop())
@@ -200,6 +272,7 @@ class Stage:
                 raise TimeoutError("the shim does not answer")
             self.shim.loop.run_once(0.01)
             self._play_keeper()
+            self._play_containerd()
             try:
                 events = self.connection.receive_bytes(self.client.recv(65536))
             except BlockingIOError:
@@ -263,6 +336,9 @@ class Stage:
         self._acknowledge()
 
     def _acknowledge(self) -> None:
+        """Where events are forwarded, containerd does."""
+        if self.events is not None:
+            return
         self.call("Ack", shim.AckRequest(seq=self.shim.parts.journal.last_seq), SERVICE)
 
     def _open_output(self, with_fifos: bool) -> "tuple[str, str, list[int]]":
@@ -280,7 +356,21 @@ class Stage:
             self.end_process()
         self.client.close()
         self.shim.close()
+        self.shim.log.close()
         self.keeper.close()
+        os.close(self.lock_fd)
+        for sock, _ in self.uplinks:
+            sock.close()
+        if self.events is not None:
+            self.events.close()
+
+
+def _listen(path: str) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    listener.bind(path)
+    listener.listen(2)
+    listener.setblocking(False)
+    return listener
 
 
 def _no_pin(_pidfd: int, _path: str) -> None:

@@ -1,38 +1,30 @@
 """The template: a process with all code in memory that does nothing but fork. Every shim is its copy.
 
 A page one of two processes writes to becomes two. So the process shims are copied from must hardly run: it waits,
-forks, and waits again; the keeper beside it, its parent, does everything else. A copy waits, too, from its first
-instruction: until the keeper has looked at the caller of `start`, claimed bundle and address, answered, and hands over.
+forks, and waits again; the keeper beside it, its parent, does everything else. A copy waits, too: keeper_copy.py.
 """
 
 import _signal  # type: ignore[import-not-found]  # typeshed has no such name
-import _socket
 import gc
-import marshal
 import os
 import socket
 
 from shim import faults, kernel
+from shim.keeper_copy import FDS_MAX, FDS_ROOM, MORE, be_copy, pack
 from shim.keeper_memory import settle
 from shim.keeper_rehearsal import rehearse_in_memory
-from shim.params import Params
-from shim.serve import serve
-from shim.spares import KeeperLink
 from shim.start import close_all_but
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import NoReturn, TypeAlias
+    from typing import NoReturn
 
-    Changes: TypeAlias = "list[tuple[str, str | None]]"
+    from shim.keeper_copy import Changes, Held
+    from shim.params import Params
 
 NAME = "shimd-template"
-MESSAGE_MAX_BYTES = 1 << 20
-FDS_MAX = 253  # SCM_MAX_FD of the kernel: more come in no message
-FDS_ROOM = socket.CMSG_SPACE(FDS_MAX * 4)
 FORK = b"fork"
-MORE = b"more"  # fds that belong to the handover which follows
 
 
 class Template:
@@ -69,11 +61,11 @@ class Template:
 
 def hand_over(
     spare: socket.socket,
-    params: Params,
+    params: "Params",
     mask: int,
     changes: "Changes",
     fds: "Sequence[int]",
-    held: "tuple[list[str], list[str]] | None" = None,
+    held: "Held" = None,
 ) -> None:
     """Make a copy the shim of a container: it is told everything, and given its listener and its bundle's lock.
 
@@ -81,12 +73,11 @@ def hand_over(
     come along as further fds. Order: what does not fit one message comes before the one that is acted on.
     Raises: OSError when it is dead, or ends because this failed.
     """
-    fields = {name: getattr(params, name) for name in Params.__slots__}
     try:
         while len(fds) > FDS_MAX:
             socket.send_fds(spare, [MORE], fds[:FDS_MAX])
             fds = fds[FDS_MAX:]
-        socket.send_fds(spare, [marshal.dumps((fields, mask, changes, held))], fds)
+        socket.send_fds(spare, [pack(params, mask, changes, held)], fds)
     except OSError:
         _hang_up(spare)
         raise
@@ -134,9 +125,10 @@ def reset_signals() -> None:
 
 def prepare(channel: socket.socket, folder: str) -> "list[bytes]":
     """Take the time to become a better template; what is returned has to be kept."""
-    words = rehearse_in_memory(folder)
+    kept: list[bytes] = []
+    words = rehearse_in_memory(folder, kept)
     kernel.become_subreaper(False)  # as the shims it played were: what is orphaned is the keeper's
-    kept = settle()
+    kept += settle()
     channel.send(words.encode())
     return kept
 
@@ -158,48 +150,3 @@ def run_template(channel: socket.socket, _kept: "list[bytes]") -> "NoReturn":
             os._exit(0)
         os.close(fd)
         os.waitpid(pid, 0)
-
-
-def be_copy(fd: int, channel_fd: int) -> "NoReturn":
-    """Wait to be told which container's shim this is, and be that until its end; or end with the keeper. Blocks.
-
-    Written with what costs few pages: they are this shim's for life.
-    """
-    code = 1
-    try:
-        os.close(channel_fd)
-        os.setsid()
-        os.write(fd, b"%d" % os.getpid())
-        pair = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, fd)
-        raw = b""
-        while True:
-            handover, ancillary, _flags, _address = pair.recvmsg(MESSAGE_MAX_BYTES, FDS_ROOM)
-            if ancillary:
-                raw += ancillary[0][2]
-            if handover != MORE:
-                break
-        pair.detach()
-        if handover:
-            fields, mask, changes, held = marshal.loads(handover)  # noqa: S302 - the keeper's, and cheaper than json
-            params = Params(**fields)
-            os.umask(mask)
-            os.chdir(params.bundle)
-            for name, value in changes:
-                if value is None:
-                    del os.environ[name]
-                else:
-                    os.environ[name] = value
-            gc.enable()  # the shim is no template: what it makes from here on it has to look after
-            code = serve_as_told(params, fd, raw, held)
-    finally:
-        os._exit(code)
-
-
-def serve_as_told(params: Params, fd: int, raw: bytes, held: "tuple[list[str], list[str]] | None") -> int:
-    """Serve with the fds that came; the pair goes on as the connection to the keeper. Blocks."""
-    listener_fd, lock_fd, *more = (int.from_bytes(raw[at : at + 4], "little") for at in range(0, len(raw), 4))
-    if held is None:
-        return serve(listener_fd, params, KeeperLink(fd, lock_fd=lock_fd))
-    names, passed = held
-    spares = {**dict.fromkeys(names, -1), **dict(zip(passed, more, strict=True))}
-    return serve(listener_fd, params, KeeperLink(fd, spares, lock_fd=lock_fd, is_raised=True))

@@ -168,20 +168,19 @@ class Shim:
 
     def run(self) -> None:
         """Serve until `finish`. Blocks."""
-        self.loop.pulse = self._make_pulse()
+        self.begin_pulse()
         # What exists now lives as long as we do: the collector need not look at it, nor dirty its pages, again.
         gc.freeze()
         self.loop.run()
 
     # --- making parts
 
-    def _make_pulse(self) -> "Pulse | None":
+    def begin_pulse(self) -> None:
         """Order: once SIGUSR1 is caught, which is sent when a pulse stands still."""
         try:
-            return Pulse(self.params.bundle)
+            self.loop.pulse = Pulse(self.params.bundle)
         except OSError as error:
             self.log.warning(f"nobody will see if this shim hangs: {error}")
-            return None
 
     def _make_server(self, listener_fd: int) -> LoopServer:
         registry = Registry()

@@ -24,7 +24,7 @@ def test_only_what_nobody_holds_is_swept(tmp_path: "os.PathLike[str]", monkeypat
     monkeypatch.setattr(keeper_rehearsal, "MEMORY", parent)
     monkeypatch.setenv("SHIMD_KEEPER_LIVES", "0")
     try:
-        assert keeper_rehearsal.rehearse_in_memory(parent).startswith("0 lives rehearsed")
+        assert keeper_rehearsal.rehearse_in_memory(parent, []).startswith("0 lives rehearsed")
     finally:
         os.close(fd)
 
