@@ -106,8 +106,8 @@ def fork_template(*, rehearse_in: str = "") -> Template:
             close_all_but({0, 1, 2, theirs.fileno()})
             gc.disable()
             gc.freeze()
-            kept = prepare(theirs, rehearse_in) if rehearse_in else []
             kernel.name_process(NAME, NAME)
+            kept = prepare(theirs, rehearse_in) if rehearse_in else []
             run_template(theirs, kept)
         finally:
             os._exit(1)
@@ -128,6 +128,7 @@ def prepare(channel: socket.socket, folder: str) -> "list[bytes]":
     kept: list[bytes] = []
     words = rehearse_in_memory(folder, kept)
     kernel.become_subreaper(False)  # as the shims it played were: what is orphaned is the keeper's
+    kernel.name_process(NAME, NAME)  # a shim's name until now
     kept += settle()
     channel.send(words.encode())
     return kept

@@ -152,11 +152,20 @@ def unmount_all(target: str) -> int:
     return STACK_MAX
 
 
+_library: "Any" = None
+
+
 def libc() -> "Any":
-    """ctypes and the C library, for what CPython has no function for. Half a megabyte in a shim without a keeper."""
+    """ctypes and the C library, for what CPython has no function for. Half a megabyte in a shim without a keeper.
+
+    Loaded once: ctypes makes a class for each.
+    """
+    global _library
     import ctypes
 
-    return ctypes, ctypes.CDLL(None, use_errno=True)
+    if _library is None:
+        _library = ctypes.CDLL(None, use_errno=True)
+    return ctypes, _library
 
 
 def mount(source: str, target: str, kind: str, flags: int, data: str) -> None:
