@@ -12,6 +12,7 @@ from shim import kernel, mounts, pins
 from shim.bundle import Bundle, read_file, remove
 from shim.exits import SOURCE_KEEPER, Exit, ExitStore
 from shim.keeper_exits import read_note
+from shim.successor import DOOMED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
     from shim.params import Params
 
-# containerd gives us 5 s for everything.
+# containerd gives us 5 s for everything, our own start among it, and then removes the bundle.
+WHOLE_S = 4.0
 RUNC_S = 3.0
 SHIM_S = 1.0
 KILLED_STATUS = 128 + signal.SIGKILL
@@ -32,15 +34,17 @@ def delete(params: "Params", report: "Any") -> bytes:
     The status is the real one if the shim had put it on disk; only a container killed here is reported as killed.
     ``report`` is given what could not be cleaned up. Raises: OSError, ValueError when the bundle cannot be read at all.
     """
+    deadline = time.monotonic() + WHOLE_S
     bundle = Bundle(params.bundle)
     state = bundle.read_state() or {}
-    if state.get("state") != "deleted":
-        _remove_container(params, bundle, report)
-        _end_shim(state, bundle, report)
-        _unmount(bundle, report)
-    _unpin(params, report)
+    # First: nobody is to come to this container any more, and nobody else looks after it if the time does not suffice.
     if params.socket_path:
         remove(params.socket_path)
+    if state.get("state") != "deleted":
+        _remove_container(params, bundle, report)
+        _end_shim(state, bundle, report, deadline)
+        _unmount(bundle, report)
+    _unpin(params, report)
     record = _read_exit(bundle, report)
     if record is not None and state.get("incarnation") in (None, record.incarnation):
         return response(record.pid, record.status, record.exited_at_ns)
@@ -116,7 +120,7 @@ def ends_within(pid: int, deadline_s: float) -> bool:
         os.close(pidfd)
 
 
-def _end_shim(state: "dict[str, Any]", bundle: Bundle, report: "Any") -> None:
+def _end_shim(state: "dict[str, Any]", bundle: Bundle, report: "Any", whole_deadline: float) -> None:
     """A shim that lives on without its socket has nothing to live for now; first it may put the exit on disk."""
     pid, ticks = state.get("shim_pid"), state.get("shim_start_ticks")
     if not isinstance(pid, int) or pid == os.getpid():
@@ -129,14 +133,16 @@ def _end_shim(state: "dict[str, Any]", bundle: Bundle, report: "Any") -> None:
         # The pidfd is of whoever has the pid now: only the start time tells that it is our shim (law: no bare pids).
         if kernel.start_ticks(pid) != ticks or state.get("boot_id") != kernel.boot_id():
             return
-        deadline = time.monotonic() + SHIM_S
+        deadline = min(time.monotonic() + SHIM_S, whole_deadline)
         while _read_exit(bundle, report) is None and time.monotonic() < deadline:
             time.sleep(0.01)
         signal.pidfd_send_signal(pidfd, signal.SIGTERM)
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
-        if not poll.poll(SHIM_S * 1000):
+        # Killed, it gets no successor: whoever had us run removes the bundle next.
+        if not poll.poll(max(0.0, min(SHIM_S, whole_deadline - time.monotonic())) * 1000):
             report(f"shim {pid} does not end, killing it")
+            os.close(os.open(bundle.file(DOOMED), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     except OSError:
         pass  # it ended by itself

@@ -104,7 +104,7 @@ class Succession:
         """Make a waiting copy the successor. Raises: one of REFUSALS."""
         ward = self.ward
         if not ward.wants_successor():
-            ward.close()
+            ward.let_go()
             return None
         self._adapt(pid)
         start.publish(ward.params, pid)

@@ -250,7 +250,7 @@ class Keeper:
         if pause_s is None:
             if status != 0 and ward.wants_successor():
                 self.log.error(f"no shim can take over in {ward.bundle}: it is given up")
-            ward.close()
+            ward.let_go()
             return
         self.log.info(f"raising a successor in {ward.bundle}")
         faults.point("keeper.shim_ended")

@@ -1,6 +1,6 @@
 """The copies that wait to be shims, the templates they are made by, and the shims that wait for a copy."""
 
-from shim.keeper_births import REFUSALS
+from shim.keeper_births import REFUSALS, Birth
 from shim.keeper_copy import MESSAGE_MAX_BYTES
 from shim.keeper_template import Template, fork_template
 from shim.loop import READ
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-    from shim.keeper_births import Birth, Succession
+    from shim.keeper_births import Succession
     from shim.keeper_wards import Ward
     from shim.loop import Loop, Timer
     from shim.shimlog import ShimLog
@@ -54,7 +54,10 @@ class Nursery:
 
     def expect(self, birth: "Birth") -> None:
         """Make it a shim as soon as there is a copy. Order: from here on its connection is the nursery's."""
-        self.births[birth] = self.loop.call_later(BIRTH_S, lambda: self._give_up(birth))
+        late = f"no copy was ready within {BIRTH_S:g} s"
+        self.births[birth] = self.loop.call_later(BIRTH_S, lambda: self._give_up(birth, late))
+        # Who hangs up starts the shim by itself, and needs bundle and address at once.
+        self.loop.register(birth.connection.fileno(), READ, lambda _mask: self._give_up(birth, "it did not wait"))
         self._give_births()
 
     def expect_successor(self, succession: "Succession") -> None:
@@ -62,17 +65,23 @@ class Nursery:
         self.births = {succession: None, **self.births}
         self._give_births()
 
-    def _give_up(self, birth: "Birth") -> None:
-        del self.births[birth]
-        birth.give_up(TimeoutError(f"no copy was ready within {BIRTH_S:g} s"))
+    def _give_up(self, birth: "Birth", why: str) -> None:
+        self._take(birth)
+        birth.give_up(TimeoutError(why))
+
+    def _take(self, birth: "Birth | Succession") -> None:
+        """Its turn has come, or it is given up: nobody else waits for it any more."""
+        timer = self.births.pop(birth)
+        if timer is not None:
+            timer.cancel()
+        if isinstance(birth, Birth):
+            self.loop.unregister(birth.connection.fileno())
 
     def _give_births(self) -> None:
         """Make the copies that wait the shims that were asked for, and have others made in their place."""
         while self.births and self.spares:
             birth = next(iter(self.births))
-            timer = self.births.pop(birth)
-            if timer is not None:
-                timer.cancel()
+            self._take(birth)
             spare, pid = self.spares.popitem()
             self.loop.unregister(spare.fileno())
             ward = None
@@ -195,11 +204,9 @@ class Nursery:
             template.dismiss()
         for spare in (*self.spares, *self.coming):
             self._drop_copy(spare)
-        for birth, timer in self.births.items():
-            if timer is not None:
-                timer.cancel()
+        for birth in tuple(self.births):
+            self._take(birth)
             birth.give_up(InterruptedError("the keeper ends"))
-        self.births.clear()
 
     def close(self) -> None:
         self.dismiss()

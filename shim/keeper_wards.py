@@ -6,7 +6,8 @@ import socket
 from array import array
 
 from shim import faults, pins
-from shim.keeper_looks import read_pid
+from shim.bundle import remove
+from shim.keeper_looks import inode_of, read_pid
 from shim.spares import CONNECTION, DONE, DROP, HOLD, LOCK, NAME_MAX_BYTES, PIN, PINNED, SETTLED, UNPIN
 from shim.successor import DOOMED, is_locked
 
@@ -29,8 +30,8 @@ class Ward:
     """One shim. Owns the connection to it, and a copy of each fd it asked us to hold."""
 
     __slots__ = (
-        "bundle", "channel", "failures", "is_done", "is_new", "is_settled", "manners", "mask", "params", "pid", "pidfd",
-        "refused", "report", "spares",
+        "bundle", "channel", "failures", "inode", "is_done", "is_new", "is_settled", "manners", "mask", "params", "pid",
+        "pidfd", "refused", "report", "spares",
     )  # fmt: skip
 
     def __init__(self, pid: int, params: "Params", mask: int, channel: socket.socket, spares: "dict[str, int]") -> None:
@@ -38,6 +39,7 @@ class Ward:
         self.mask = mask
         self.bundle = params.bundle
         self.spares = spares
+        self.inode = inode_of(params.socket_path)
         self.report: Callable[[str], None] = _nobody
         self.failures = 0
         self.refused = 0
@@ -97,11 +99,11 @@ class Ward:
         for fd in fds:
             os.close(fd)
 
-    def _do(self, pinning: "Callable[[], None]") -> None:
+    def _do(self, work: "Callable[[], None]") -> None:
         try:
-            pinning()
+            work()
         except OSError as error:
-            self.report(f"a pin of {self.bundle}: {error}")
+            self.report(f"of {self.bundle}: {error}")
 
     def _say(self, word: bytes) -> None:
         try:
@@ -142,6 +144,18 @@ class Ward:
         if self.pidfd >= 0:
             os.close(self.pidfd)
             self.pidfd = -1
+
+    def let_go(self) -> None:
+        """Nobody follows the shim. If its bundle is gone as well, so are socket and pins: no `start` replaces them.
+
+        Whoever removes a bundle has `delete` run before; but that is killed when it takes too long.
+        """
+        is_orphan = LOCK in self.spares and not is_locked(self.bundle, self.spares[LOCK])
+        path, found = self.params.socket_path, inode_of(self.params.socket_path)
+        if is_orphan and found in (None, self.inode):  # else another has the name by now
+            self._do(lambda: remove(path))
+            self._do(lambda: pins.unpin_all(path, pins.LOCK_S))
+        self.close()
 
     def close(self) -> None:
         """Let go of everything. Idempotent."""

@@ -17,8 +17,9 @@ TYPE_CHECKING = False
 _OPEN_TREE, _MOVE_MOUNT = 428, 429
 _AT_FDCWD, _AT_EMPTY_PATH, _OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC = -100, 0x1000, 1, os.O_CLOEXEC
 _MOVE_MOUNT_F_EMPTY_PATH = 0x4
-# Making and taking away is a matter of microseconds; who does it holds the socket directory's lock.
-_LOCK_S, _LOCK_PAUSE_S = 0.25, 0.002
+# Making and taking away is a matter of microseconds; who does it holds the socket directory's lock. A shim or a keeper
+# waits so long for it, for others wait for them; who is the last to look after a pin waits longer.
+LOCK_S, LAST_S, _LOCK_PAUSE_S = 0.25, 2.0, 0.002
 
 
 def pin_path(socket_path: str, pid: int, inode: int) -> str:
@@ -67,16 +68,19 @@ def find(socket_path: str, pid: int) -> int:
     return max((int(name[len(prefix) :], 16) for name in names if name.startswith(prefix)), default=0)
 
 
-def unpin(path: str) -> None:
+def unpin(path: str, patience_s: float = LOCK_S) -> None:
     """Take a pin away, and the tmpfs with its last. Idempotent. Raises: OSError; it can be tried again."""
     if os.path.lexists(path):
-        with _Lock(path):
+        with _Lock(path, patience_s):
             mounts.unmount_all(path)
             _take_away(path)
 
 
-def unpin_all(socket_path: str) -> None:
-    """Take away whatever is pinned of one shim's container. Raises: OSError; it can be tried again."""
+def unpin_all(socket_path: str, patience_s: float = LAST_S) -> None:
+    """Take away whatever is pinned of one shim's container. Raises: OSError; it can be tried again.
+
+    Blocks: for another who makes or takes away a pin, at most that long.
+    """
     directory, prefix = os.path.split(pin_path(socket_path, 0, 0))
     prefix = prefix[: -len("0-0")]
     try:
@@ -86,7 +90,7 @@ def unpin_all(socket_path: str) -> None:
     for name in names:
         if name.startswith(prefix):
             try:
-                unpin(os.path.join(directory, name))
+                unpin(os.path.join(directory, name), patience_s)
             except FileNotFoundError:
                 pass  # the keeper did, just now
 
@@ -120,13 +124,14 @@ def _make_place(directory: str) -> None:
 class _Lock:
     """Of the socket directory, in which shims make and take away the place of their pins. Source: flock(2)."""
 
-    __slots__ = ("_fd",)
+    __slots__ = ("_fd", "_patience_s")
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, patience_s: float = LOCK_S) -> None:
+        self._patience_s = patience_s
         self._fd = os.open(os.path.dirname(os.path.dirname(path)), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def __enter__(self) -> None:
-        deadline = time.monotonic() + _LOCK_S
+        deadline = time.monotonic() + self._patience_s
         while True:
             try:
                 fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

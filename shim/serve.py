@@ -18,6 +18,7 @@ from shim.delete import response
 from shim.exits import ExitStore
 from shim.forwarder import Forwarder
 from shim.journal import Journal, JournalVersion
+from shim.keeper_looks import inode_of
 from shim.lifecycle import DELETED, STOPPED
 from shim.loop import Loop
 from shim.oom import OomWatch
@@ -104,7 +105,7 @@ class Shim:
         kernel.name_process(f"shim:{params.id}", f"shim:{params.id} -namespace {params.namespace}")
         faulthandler.register(signal.SIGUSR1, file=log.fd, all_threads=True)
         # SIGPIPE needs nothing: Python ignores it from its start on.
-        self.socket_inode = inode(params.socket_path)
+        self.socket_inode = inode_of(params.socket_path)
         self.loop = Loop()
         self.loop.on_error = lambda error: log.failure("a callback fails", error)
         self.reaper = self.loop.reaper = Reaper(params.environment, self._stray)
@@ -141,7 +142,7 @@ class Shim:
         self.is_finishing = False
         self.connections = Connections(self.parts.spares)
         self.server = self._make_server(listener_fd)
-        self.loop.call_later(IDLE_S, self._end_when_idle)
+        self.loop.call_later(IDLE_S, lambda: self._end_when_idle(IDLE_S))
         log.info(f"serving version={VERSION} pid={os.getpid()} namespace={params.namespace}")
         self.rejoin = self._stay_kept(listener_fd, link.lock_fd)
         # Last: where nothing is to be waited for it settles at once, and what is not held goes.
@@ -314,11 +315,12 @@ class Shim:
         self.log.info(f"{name}: ending")
         self.finish()
 
-    def _end_when_idle(self, idle_s: float = IDLE_S) -> None:
+    def _end_when_idle(self, idle_s: float) -> None:
         """End when whoever started us has forgotten us: nothing lives here, nothing is untold, nobody is connected."""
         journal = self.parts.journal
         is_told = self.tasks.container is None or journal.acked_seq == journal.last_seq
-        if not self.tasks.is_needed and not self.server.connections and is_told:
+        is_idle = not self.tasks.is_needed and not self.server.connections and is_told
+        if is_idle or self.tasks.is_forsaken:
             self.log.info(f"nothing to do for {idle_s:g} s")
             self.finish()
         else:
@@ -366,7 +368,7 @@ class Shim:
 
     def _unlink_socket(self) -> None:
         """Only our own: someone else may have found it stale and bound the path anew."""
-        if self.socket_inode is not None and inode(self.params.socket_path) == self.socket_inode:
+        if self.socket_inode is not None and inode_of(self.params.socket_path) == self.socket_inode:
             remove(self.params.socket_path)
 
     def close(self) -> None:
@@ -388,12 +390,3 @@ class Shim:
         self.loop.close()
         if self.loop.pulse is not None:
             self.loop.pulse.close()
-
-
-def inode(path: str) -> "tuple[int, int] | None":
-    """What a path names now, or None."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino

@@ -76,6 +76,12 @@ class TaskService:
         """Whether there is a container that was not deleted: then this shim must not end."""
         return self.container is not None and self.container.state != DELETED
 
+    @property
+    def is_forsaken(self) -> bool:
+        """Whether the container is over and its bundle was removed: nobody deletes it any more, nothing can be kept."""
+        container = self.container
+        return container is not None and container.init.reaped and not os.path.lexists(self.parts.params.bundle)
+
     def find(self, container_id: str) -> Container:
         """Raises: NotFound for any id but that of the container created here."""
         if self.container is None or container_id not in ("", self.container.id):

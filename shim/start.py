@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 SOCKET_PATH_MAX = 106
 BACKLOG = 128
 PROBE_S = 0.5
-# How long a shim forked by the keeper, too late for its `start`, may hold the bundle until it knows and ends.
-LATE_SHIM_S = 1.0
+# How long a keeper that is slow, or a shim it forked too late for its `start`, may hold the bundle until it knows that
+# nobody waits for it any more. Both do nothing else first: what takes time is a machine with more to do than it can.
+LATE_SHIM_S = 5.0
 CGROUP_MOUNTS = "/sys/fs/cgroup"
 
 

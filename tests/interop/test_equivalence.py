@@ -22,6 +22,7 @@ def entered() -> list[object]:
     return [pytest.param(found, id=name, marks=marks[found.is_short]) for name, found in ALL.items()]
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("scenario", entered())
 def test_same_on_both_shims(
     scenario: Scenario, perform: Callable[[Scenario, str], Notes], record_property: Callable[[str, object], None]

@@ -71,6 +71,18 @@ def test_copies_that_die_while_they_wait_are_replaced() -> None:
         wait_until(lambda: len(keeper.children()) == 5, what="two spares again")
 
 
+def test_the_socket_of_a_shim_whose_bundle_is_gone_goes_with_it() -> None:
+    """No `delete` comes any more that would remove it, and no `start` that would replace it."""
+    with KeeperBox() as keeper, keeper.shim(["sleep", "1000"]) as box:
+        box.create()
+        os.rename(box.bundle, box.bundle + ".gone")  # as containerd removes one
+        os.kill(box.shim_pid, signal.SIGKILL)
+
+        wait_until(lambda: os.listdir(box.sockets) == [], what="the socket to be gone")
+        os.rename(box.bundle + ".gone", box.bundle)
+        assert "raising a successor" not in keeper.log()
+
+
 # --- sick
 
 

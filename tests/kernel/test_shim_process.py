@@ -321,6 +321,32 @@ def test_delete_with_the_shim_alive_ends_both() -> None:
         box.wait_for_shim_end()
 
 
+def test_delete_takes_the_socket_away_before_anything_that_takes_time() -> None:
+    """containerd kills it after 5 s and removes the bundle: what is left then nobody removes."""
+    with running() as box:
+        slow = os.path.join(box.folder, "slow")
+        with open(slow, "w", encoding="ascii") as file:
+            file.write(f"#!/bin/sh\n: > {box.folder}/called\nexec sleep 1000\n")
+        os.chmod(slow, 0o755)
+        with open(box.path("runtime"), "w", encoding="ascii") as file:
+            file.write(slow)
+        with subprocess.Popen(
+            box.command("-bundle", box.bundle, "delete"),
+            env=box.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as deleting:
+            wait_until(lambda: os.path.exists(f"{box.folder}/called"), what="the runtime to be asked")
+            sockets = [name for name in os.listdir(box.sockets) if name != "pins"]
+            _, words = deleting.communicate(timeout=30)
+
+        assert sockets == []
+        assert b"not done within 3 s" in words
+        assert b"killing it" in words
+        assert os.path.exists(box.path("doomed"))  # no keeper raises another
+        box.wait_for_shim_end()
+
+
 def test_delete_unmounts_what_a_dead_shim_left() -> None:
     with ShimBox() as box:
         box.spec["root"]["path"] = "rootfs"

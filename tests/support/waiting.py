@@ -13,7 +13,7 @@ LONGEST_PAUSE_S = 0.05  # long enough that a waiting test leaves the processor t
 def wait_until(
     condition: Callable[[], Answer],
     *,
-    deadline_s: float = 10.0,
+    deadline_s: float = 30.0,
     what: str = "the condition",
     clock: Callable[[], float] = time.monotonic,
     pause: Callable[[float], None] = time.sleep,

@@ -1,0 +1,103 @@
+"""Births wait for copies; who asked and hangs up is waited for no longer."""
+
+import itertools
+import os
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from shim import keeper_nursery
+from shim.keeper_births import Birth
+from shim.keeper_nursery import Nursery
+from shim.loop import Loop
+from shim.shimlog import ShimLog
+
+
+class Barren:
+    """A template that never has a copy ready."""
+
+    pids = itertools.count(1)
+
+    def __init__(self) -> None:
+        self.pid = next(self.pids)
+        self.channel, self._peer = socket.socketpair()
+        self.copies: list[socket.socket] = []
+
+    def copy(self) -> socket.socket:
+        ours, theirs = socket.socketpair()
+        self.copies.append(theirs)
+        return ours
+
+    def dismiss(self) -> None:
+        for end in (self._peer, *self.copies):
+            end.close()
+
+
+class Asked(Birth):
+    """A birth of which nothing is left but who asked."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        self.said: list[str] = []
+
+    def give_up(self, why: BaseException) -> None:
+        self.said.append(str(why))
+        self.connection.close()
+
+
+@pytest.fixture
+def nursery(tmp_path: os.PathLike[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Nursery]:
+    monkeypatch.setattr(keeper_nursery, "fork_template", lambda **_: Barren())
+    loop, log = Loop(), ShimLog(os.fspath(tmp_path), "keeper")
+    made = Nursery(loop, os.fspath(tmp_path), log, lambda ward: None)
+    yield made
+    made.close()
+    loop.close()
+    log.close()
+
+
+def ask(nursery: Nursery) -> tuple[Asked, socket.socket]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    birth = Asked(ours)
+    nursery.expect(birth)
+    return birth, theirs
+
+
+def run_until(nursery: Nursery, birth: Asked) -> None:
+    """Run the nursery until this birth is given up; 20 s at most, then it was not."""
+    nursery.loop.call_later(20.0, nursery.loop.stop)
+    give_up = birth.give_up
+
+    def note(why: BaseException) -> None:
+        give_up(why)
+        nursery.loop.stop()
+
+    birth.give_up = note  # type: ignore[method-assign]
+    nursery.loop.run()
+
+
+def test_who_hangs_up_lets_bundle_and_address_go_at_once(nursery: Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It starts the shim by itself then, and would find the bundle held."""
+    monkeypatch.setattr(keeper_nursery, "BIRTH_S", 1000.0)
+    birth, client = ask(nursery)
+    other, stays = ask(nursery)
+    client.close()
+    run_until(nursery, birth)
+
+    assert birth.said == ["it did not wait"]
+    assert other.said == []
+    assert list(nursery.births) == [other]
+    nursery.dismiss()
+    assert other.said == ["the keeper ends"]
+    stays.close()
+
+
+def test_without_a_copy_in_time_the_asker_is_told(nursery: Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeper_nursery, "BIRTH_S", 0.01)
+    birth, client = ask(nursery)
+    run_until(nursery, birth)
+
+    assert birth.said == ["no copy was ready within 0.01 s"]
+    assert nursery.births == {}
+    client.close()
