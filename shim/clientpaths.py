@@ -7,10 +7,11 @@ from shim import pipes
 from shim.errors import invalid_argument
 
 
-def open_stdin(path: str) -> "tuple[int, int | None]":
+def open_stdin(path: str, uid: int = 0, gid: int = 0) -> "tuple[int, int | None]":
     """Open the client's FIFO twice: for the process, and to keep its end of file away until CloseIO.
 
-    A client's writer may come, go and come again until then. Anything but a FIFO is simply opened: no second fd.
+    A client's writer may come, go and come again until then. Anything but a FIFO is simply opened: no second fd. The
+    FIFO is given to ``uid`` and ``gid``, if they are not 0: so the process can open /dev/stdin again.
     Raises: StatusError InvalidArgument.
     """
     fd = _open("stdin", path, os.O_RDONLY)
@@ -18,6 +19,8 @@ def open_stdin(path: str) -> "tuple[int, int | None]":
         if not pipes.is_fifo(fd):
             os.set_blocking(fd, True)
             return fd, None
+        if uid or gid:
+            os.fchown(fd, uid, gid)
         keep_alive_fd = pipes.reopen(fd, os.O_RDWR | os.O_NONBLOCK)
         os.set_blocking(fd, True)
     except BaseException:

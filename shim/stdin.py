@@ -48,9 +48,9 @@ class Stdin:
             self._end_now()
         return child_fd
 
-    def open_client(self, path: str) -> int:
+    def open_client(self, path: str, uid: int, gid: int) -> int:
         """Open a client's input for the process; the value is what that gets. Raises: StatusError InvalidArgument."""
-        child_fd, self._keep_alive_fd = open_stdin(path)
+        child_fd, self._keep_alive_fd = open_stdin(path, uid, gid)
         if self._keep_alive_fd is not None:
             self._spares.hold(NAME, self._keep_alive_fd)
         if self.is_ended:

@@ -229,7 +229,7 @@ class Stdio:
         before its Exec is answered.
         """
         if self._source.kind == CLIENT and not self.terminal and self._child[0] is None:
-            self._child[0] = self._stdin.open_client(self._source.path)
+            self._child[0] = self._stdin.open_client(self._source.path, self._uid, self._gid)
         if self.program is not None:
             yield from self.program.prepare()
 

@@ -184,3 +184,5 @@ def test_the_death_of_one_shim_is_not_the_pods(pod: Pod) -> None:
     assert pod.execute(second, "echo", "alive") == (0, b"alive\n", b"")
     pod.cri.call("StopPodSandbox", pod_sandbox_id=pod.id)
     pod.cri.call("RemovePodSandbox", pod_sandbox_id=pod.id)
+    # containerd has not always run the `delete` of the killed one by now, which takes its container's pin away.
+    wait_until(lambda: not pod.box.leftovers(), deadline_s=SETTLE_S, what="everything to be gone")

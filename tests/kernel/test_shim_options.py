@@ -21,11 +21,12 @@ from tests.support.waiting import wait_until
 from ttrpc.api import runc, task, wkt
 from ttrpc.errors import StatusError
 
-# A runtime that writes down how it was called and whose its stderr is, and has runc do it. What needs systemd as
-# process 1 is not passed on.
+# A runtime that writes down how it was called and whose its stderr and its stdin are, and has runc do it. What needs
+# systemd as process 1 is not passed on.
 RECORDER = """#!/bin/sh
 echo "$@" >>{log}
 stat -Lc "%u:%g" /proc/$$/fd/2 >>{log}.owners
+stat -Lc "%F %u:%g" /proc/$$/fd/0 >>{log}.inputs
 for word; do
     shift
     [ "$word" = --systemd-cgroup ] || set -- "$@" "$word"
@@ -132,6 +133,23 @@ def test_the_io_belongs_to_whom_the_options_say(recorded: Recorded, scheme: str)
 
     assert recorded.lines(".owners")[0] == "1234:5678"
     assert (os.stat(out).st_uid, os.stat(out).st_gid) == (0, 0)
+
+
+def test_a_clients_input_is_given_to_whom_the_options_say(recorded: Recorded) -> None:
+    """As what containerd's shim makes in its place: the process can open /dev/stdin again. A file stays whose it is."""
+    box = recorded.box
+    fifo, file = os.path.join(box.folder, "in"), os.path.join(box.folder, "file")
+    os.mkfifo(fifo)
+    with open(file, "w", encoding="ascii") as made:
+        made.write("text")
+    options = runc.Options(root=box.runc_root, binary_name=recorded.path, io_uid=1234, io_gid=5678)
+    box.create(options=options, stdin=fifo)
+    box.start()
+    for exec_id, path in (("e1", fifo), ("e2", file)):
+        box.run_exec(exec_id, ["true"], stdin=path)
+
+    given = [line for line in recorded.lines(".inputs") if not line.startswith("character")]
+    assert given == ["fifo 1234:5678", "fifo 1234:5678", "regular file 0:0"]
 
 
 def make_cgroup(root: str, group: str) -> None:

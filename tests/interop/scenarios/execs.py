@@ -5,6 +5,7 @@ import os
 
 from tests.interop.play import Play
 from tests.interop.scenario import scenario
+from tests.support.waiting import wait_until
 
 SHELL = "/bin/sh"
 MANY = 50
@@ -29,6 +30,18 @@ def exec_stdin(play: Play) -> None:
     play.start("c1")
     text = b"".join(b"line %d\n" % number for number in range(30_000))
     assert play.exec("c1", "e1", "/bin/cat", stdin=text).out == text
+    play.remove("c1")
+
+
+@scenario(short=True)
+def exec_of_nothing(play: Play) -> None:
+    """An input that is empty: `ctr` tells its end too early or never, so the exec goes on until somebody does."""
+    play.start("c1")
+    client = play.client(*play.exec_args("c1", "e1", (SHELL, "-c", "cat; exit 3")), stdin=b"")
+    wait_until(lambda: (exec_ := play.state("c1", "e1")) is not None and exec_.pid, what="the exec to run")
+    play.note_state("c1", "e1")
+    play.tasks("CloseIO", container_id="c1", exec_id="e1", stdin=True)
+    play.note_result("e1", client.finish())
     play.remove("c1")
 
 
