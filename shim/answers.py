@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     After: TypeAlias = Callable[[TaskService, Any, "bytes | None"], "Message | None"]
 
 REFUSED, POSSIBLE = 0, 1
+OUR_SERVICE = "shimd.shim.v1.Shim"
 
 
 def begin(tasks: "TaskService", call: "ServerCall") -> "Any":
@@ -46,7 +47,7 @@ def begin(tasks: "TaskService", call: "ServerCall") -> "Any":
 def fact_of(tasks: "TaskService", call: "ServerCall") -> "int | None":
     """What is to be noted of a request before it is begun; None for one that can be done twice without harm."""
     rule = _RULES.get(call.method.name)
-    if rule is None or call.service not in tasks.names:
+    if rule is None or call.service not in (*tasks.names, OUR_SERVICE):
         return None
     return POSSIBLE if rule[0](tasks, call.request) else REFUSED
 
@@ -164,6 +165,17 @@ def _checkpointed(tasks: "TaskService", request: "Any", _promise: "bytes | None"
     raise unknown("the shim was killed while it made the checkpoint: whether that is complete is not known")
 
 
+def _can_upgrade(_tasks: "TaskService", _request: "Any") -> bool:
+    return True
+
+
+def _upgraded(tasks: "TaskService", _request: "Any", _promise: "bytes | None") -> "Message | None":
+    outcome = tasks.upgrade.answer() if tasks.upgrade is not None else None
+    if outcome is None:
+        raise unknown("the shim was killed during its upgrade, and another took over: see which version it has")
+    return outcome
+
+
 def delete_response(process: "Process") -> "task.DeleteResponse":
     """What Delete answers for a process that ended, or never ran."""
     return task.DeleteResponse(
@@ -180,4 +192,5 @@ _RULES: "dict[str, tuple[Before, After]]" = {
     "Pause": (_is_running, _paused),
     "Resume": (_is_paused, _resumed),
     "Checkpoint": (_is_running, _checkpointed),
+    "Upgrade": (_can_upgrade, _upgraded),
 }

@@ -59,6 +59,15 @@ class Ring:
         out.reverse()
         return out
 
+    def snapshot(self) -> "list[tuple[str, str, bool]]":
+        """As plain values, bytes as Latin-1 text."""
+        return [(stream, data.decode("latin-1"), delivered) for stream, data, delivered in self._entries]
+
+    def load(self, entries: "list[tuple[str, str, bool]]") -> None:
+        """Take what another process had."""
+        for stream, text, delivered in entries:
+            self.add(stream, text.encode("latin-1"), delivered=delivered)
+
     def _trim(self) -> None:
         surplus = self._bytes - RING_BYTES
         while surplus > 0:
@@ -86,9 +95,9 @@ class Hub:
         "_on_room",
         "_released",
         "_replay_from",
-        "_ring",
         "congested",
         "exit_record",
+        "ring",
         "terminal",
     )
 
@@ -99,7 +108,7 @@ class Hub:
         self._keep = keep
         self._released = False
         self._replay_from = replay_from
-        self._ring = Ring()
+        self.ring = Ring()
         self._clients: list[Client] = []
         self._on_room: list[Callable[[], None]] = []
 
@@ -114,7 +123,7 @@ class Hub:
     @property
     def lost_bytes(self) -> int:
         """Output which no client ever got, dropped to make place in the ring."""
-        return self._ring.lost_bytes
+        return self.ring.lost_bytes
 
     def on_room(self, callback: "Callable[[], None]") -> None:
         """Call it when the last client that held the process up has room again or is gone."""
@@ -128,7 +137,7 @@ class Hub:
                 delivered = True
                 client.output(stream, data)
         if self._keep:
-            self._ring.add(stream, data, delivered=delivered)
+            self.ring.add(stream, data, delivered=delivered)
 
     def add(self, call: "ServerCall", opening: "AttachOpen") -> "Client":
         """Open one client: `opened`, the replay it asked for, and from then on everything."""
@@ -140,7 +149,7 @@ class Hub:
                 past = self._replay_from(count)
                 replay = [("stdout", past)] if past else []
             else:
-                replay = self._ring.replay(count)
+                replay = self.ring.replay(count)
             for stream, data in replay:
                 client.output(stream, data)
         if self.exit_record is not None:

@@ -91,6 +91,11 @@ class Forwarder:
         """How many records containerd has not taken yet."""
         return self._journal.last_seq - self._journal.acked_seq
 
+    @property
+    def is_telling(self) -> bool:
+        """Whether containerd has an event that it has not answered."""
+        return self._stream_id != 0
+
     def finish(self, on_finished: "Callable[[], None]", *, deadline_s: float) -> None:
         """Try once more without any pause, then call ``on_finished``: when all is delivered, or time is up."""
         self._on_finished = on_finished

@@ -76,11 +76,11 @@ class LogFile:
         self._fd = -1
         self._inode = 0
         self._book = book  # of a JSON log that is to survive us exactly
-        self._records = Records(book)
+        self.records = Records(book)
         self._pending: list[Batch] = []
         self._pending_bytes = 0
         self._head_sent = 0  # of the first pending batch: on disk already, behind size_bytes
-        self._unmarked_bytes = 0  # dropped, and the log does not say so yet
+        self.unmarked_bytes = 0  # dropped, and the log does not say so yet
         self._failing = False
         self._rotate_after = 0.0
         self._retry: Timer | None = None
@@ -121,7 +121,7 @@ class LogFile:
             self._note()
             for stream, spool in self._book.spools.items():
                 for part, end in spool.unformatted():
-                    self._append(*self._records.feed_spooled(stream, part, end))
+                    self._append(*self.records.feed_spooled(stream, part, end))
 
     def _note(self, *, is_rotating: bool = False) -> None:
         if self._book is not None:
@@ -211,23 +211,23 @@ class LogFile:
 
         Raises: BlockingIOError when the source is empty; OSError.
         """
-        data, is_spooled = self._records.move(stream, source_fd, count)
+        data, is_spooled = self.records.move(stream, source_fd, count)
         if data:
-            self._append(*self._records.feed(stream, data, is_spooled=is_spooled))
+            self._append(*self.records.feed(stream, data, is_spooled=is_spooled))
             if not self._pending:
-                self._records.roll(stream, self._inode, self.size_bytes)
+                self.records.roll(stream, self._inode, self.size_bytes)
         return data
 
     def write(self, stream: str, data: bytes) -> None:
         """Append output: as records in a JSON log, as it is in a raw one."""
         if self.is_json:
-            self._append(*self._records.feed(stream, data, is_spooled=False))
+            self._append(*self.records.feed(stream, data, is_spooled=False))
         else:
             self._append(data, len(data), None)
 
     def settle(self, stream: str) -> None:
         """Write what was held back of an unfinished line: its process has exited."""
-        batch = self._records.settle(stream)
+        batch = self.records.settle(stream)
         if batch is not None:
             self._append(*batch)
 
@@ -262,7 +262,7 @@ class LogFile:
                 if not locked:
                     self._fail(None)
                     return
-                if self._unmarked_bytes:
+                if self.unmarked_bytes:
                     self._insert_marker()
                 while self._pending:
                     self._write_head()
@@ -315,7 +315,7 @@ class LogFile:
 
     def _try_again(self) -> None:
         self._retry = None
-        if self._pending or self._unmarked_bytes:
+        if self._pending or self.unmarked_bytes:
             self._flush()
         if self._retry is None:
             self._open_up()
@@ -347,7 +347,7 @@ class LogFile:
             advance(mark, len(batch))
             self._pending_bytes -= len(batch)
             self.dropped_bytes += raw_bytes
-            self._unmarked_bytes += raw_bytes
+            self.unmarked_bytes += raw_bytes
 
     def _truncate_head(self) -> None:
         """Take back the part of the first batch that reached the file. Freeing space works on a full disk."""
@@ -358,14 +358,14 @@ class LogFile:
 
     def _insert_marker(self) -> None:
         self._truncate_head()
-        text = b"[shimd: %d bytes dropped: no space]\n" % self._unmarked_bytes
+        text = b"[shimd: %d bytes dropped: no space]\n" % self.unmarked_bytes
         if self.is_json:
-            batch = jsonlines.record(jsonlines.STDERR, text, self._records.stamp())
+            batch = jsonlines.record(jsonlines.STDERR, text, self.records.stamp())
         else:
             batch = text if self.size_bytes == 0 or self.last_bytes(1) == b"\n" else b"\n" + text
         self._pending.insert(0, (batch, 0, None))
         self._pending_bytes += len(batch)
-        self._unmarked_bytes = 0
+        self.unmarked_bytes = 0
 
     # --- rotation
 

@@ -18,6 +18,7 @@ from shim import kernel, pidfds, pipes
 from shim.errors import invalid_argument, unknown
 from shim.jsonlines import STDERR, STDOUT
 from shim.pumps import Pump
+from shim.reaper import NotOurChild
 from shim.steps import DeadlinePassed, Exited, Fired, Readable, Signal, Sleep, Spawn
 
 TYPE_CHECKING = False
@@ -98,7 +99,7 @@ class LogProgram:
         except OSError as error:
             raise invalid_argument(f"log program {path!r}: {error.strerror}") from None
         self._is_kept = True
-        self._loop.spawn(self._keep(pid))
+        self._loop.spawn(self._keep(pid), is_watch=True)
         try:
             yield Readable(self._ready_fd, deadline_s=READY_S)
         except DeadlinePassed:
@@ -111,8 +112,20 @@ class LogProgram:
         self.identity = identity
         pidfd = pidfds.open_exactly(*identity) if identity is not None else None
         self._pid, self._pidfd = (identity[0], pidfd) if identity is not None and pidfd is not None else (0, -1)
+        if pidfd is not None and self._is_child():
+            os.close(pidfd)
+            self._pidfd = -1
         self._is_kept = True
-        self._loop.spawn(self._keep(self._pid or -1))
+        self._loop.spawn(self._keep(self._pid or -1), is_watch=True)
+
+    def _is_child(self) -> bool:
+        """Whether it is ours, as after an upgrade in place: then its status is, too."""
+        try:
+            assert self._loop.reaper is not None, "programs are children"
+            self._loop.reaper.adopt(self._pid)
+        except NotOurChild:
+            return False
+        return True
 
     def _start(self) -> "Handler":
         """The value is its pid. Raises: OSError."""

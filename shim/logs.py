@@ -89,7 +89,7 @@ class LogFollower:
         self._files.append(active)
         log.followers.append(self)
         call.on_drain = self._on_drain
-        task = loop.spawn(self._serve(), self._finished)
+        task = loop.spawn(self._serve(), self._finished, is_watch=True)
         # Not at once: the connection may be found dead by a send from within the handler, which cannot be closed there.
         call.on_cancel(lambda: loop.call_soon(task.cancel))
 

@@ -88,6 +88,7 @@ class Task:
 
     def _finish(self, value: "Any", error: "BaseException | None") -> None:
         self.done = (value, error)
+        self.loop.under_way.discard(self)
         if self.on_done is not None:
             self.on_done(value, error)
 
@@ -100,6 +101,7 @@ class Loop:
         self.reaper: Reaper | None = None
         self.pulse: Pulse | None = None
         self.on_error: Callable[[BaseException], None] = _reraise
+        self.under_way: set[Task] = set()  # handlers that whoever follows this process could not begin again
         self._epoll = select.epoll()
         self._callbacks: dict[int, Callable[[int], None]] = {}
         self._timers: list[Timer] = []
@@ -149,9 +151,25 @@ class Loop:
 
     # --- handlers
 
-    def spawn(self, handler: "Handler", on_done: "Callable[[Any, BaseException | None], None] | None" = None) -> Task:
-        """Start a handler now; it runs to its first step before this returns."""
+    @property
+    def has_soon(self) -> bool:
+        """Whether callbacks of this round are still to be called."""
+        return bool(self._soon)
+
+    def spawn(
+        self,
+        handler: "Handler",
+        on_done: "Callable[[Any, BaseException | None], None] | None" = None,
+        *,
+        is_watch: bool = False,
+    ) -> Task:
+        """Start a handler now; it runs to its first step before this returns.
+
+        ``is_watch``: it only waits for something, and whoever follows this process waits anew.
+        """
         task = Task(self, handler, on_done if on_done is not None else self._report)
+        if not is_watch:
+            self.under_way.add(task)
         task.resume()
         return task
 

@@ -64,6 +64,10 @@ class Outlet:
         """Call it when the queue has emptied after a write that left something in it, or the outlet broke or closed."""
         self._callbacks.append(callback)
 
+    def unsent(self) -> bytes:
+        """What was not written yet."""
+        return b"".join(self._pending)
+
     def connect(self, fd: int) -> None:
         """Give the fd later than the first bytes, as for a terminal whose master is not there yet."""
         assert self._fd is None, "an outlet has one fd in its life"

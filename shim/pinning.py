@@ -36,6 +36,13 @@ def pin(container: "Container", process: "Process") -> "Handler":
         parts.log.warning(f"the exit status of {process.name} is not pinned: {error}")
 
 
+def pin_again(container: "Container", process: "Process") -> None:
+    """Have a keeper know what it is to pin, without waiting for it; one that has pinned it does nothing."""
+    if process.pidfd is not None and process.inode and pidfds.keeps_exit_status():
+        path = pins.pin_path(container.parts.params.socket_path, process.pid, process.inode)
+        container.parts.spares.pin(path, process.pidfd)
+
+
 def unpin(container: "Container", process: "Process") -> None:
     """Take the pin away: what it keeps is on disk. Idempotent."""
     if not process.inode:

@@ -61,6 +61,7 @@ class Pump:
         "_on_resume",
         "_watching",
         "fd",
+        "on_end",
         "sink",
         "state",
         "stream",
@@ -78,6 +79,7 @@ class Pump:
         self._watching = False
         self._edge = False
         self._chunk_bytes = pipes.CHUNK_BYTES
+        self.on_end: Callable[[], None] = _nothing  # told before the source is closed because it ended
         self._on_resume: Callable[[], None] | None = None  # told each time somebody has room again
         if sink is not None:
             sink.on_room(self._resume)
@@ -162,6 +164,7 @@ class Pump:
 
     def _end(self) -> None:
         self.state = ENDED
+        self.on_end()
         self.close()
         if self.sink is not None:
             self.sink.end(self.stream)
@@ -260,6 +263,11 @@ class Pump:
             self._watching = False
 
 
+def discard(loop: "Loop", fd: int) -> None:
+    """Empty a source nobody wants, as long as it has writers. The fd is owned from here on."""
+    _Discarder(loop, fd)
+
+
 class _Discarder:
     """Owns a source nobody wants any more, until its last writer is gone."""
 
@@ -285,3 +293,7 @@ class _Discarder:
         except BlockingIOError:
             pass
         return True
+
+
+def _nothing() -> None:
+    """Nobody asked to be told."""

@@ -84,6 +84,11 @@ class Records:
         spool = self.book.spools[stream]
         return spool.without_skipped(batch), held_bytes, (spool, spool.size)
 
+    def held(self, stream: str) -> bytes:
+        """What is held back of an unfinished line."""
+        formatter = self._formatters.get(stream)
+        return formatter.held if formatter is not None else b""
+
     def stamp(self) -> bytes:
         return self._stamper.stamp(time.time_ns())
 

@@ -67,6 +67,10 @@ class Rejoin:
             if not spares.is_connected:
                 self._later(COLD_S)
 
+    @property
+    def is_asking(self) -> bool:
+        return self._connection is not None
+
     def close(self) -> None:
         """Look for no keeper any more. Idempotent."""
         self._spares.on_lost = _nothing

@@ -47,8 +47,8 @@ def save_process(container: "Container", process: "Process") -> None:
         save_exec(container, process)
 
 
-def save(container: "Container", telling: "dict[str, Any] | None" = None) -> None:
-    """Write state.json. A full disk is only logged."""
+def save(container: "Container", telling: "dict[str, Any] | None" = None) -> bool:
+    """Write state.json. A full disk is only logged, and told by the value."""
     params = container.parts.params
     state = {
         "version": STATE_VERSION,
@@ -75,16 +75,18 @@ def save(container: "Container", telling: "dict[str, Any] | None" = None) -> Non
     }
     if container.restart is not None:
         state["restart"] = container.restart.snapshot()
-    _write(container, "state.json", state)
+    return _write(container, "state.json", state)
 
 
-def save_exec(container: "Container", process: "Process", telling: "dict[str, Any] | None" = None) -> None:
+def save_exec(container: "Container", process: "Process", telling: "dict[str, Any] | None" = None) -> bool:
     """The same for one exec, in a file of its own: its changes cost the same however many there are."""
-    _write(container, f"execs/{process.exec_id}.state.json", {**process.snapshot(), "telling": telling})
+    return _write(container, f"execs/{process.exec_id}.state.json", {**process.snapshot(), "telling": telling})
 
 
-def _write(container: "Container", name: str, state: "dict[str, Any]") -> None:
+def _write(container: "Container", name: str, state: "dict[str, Any]") -> bool:
     try:
         container.parts.bundle.write_json(name, state)
     except OSError as error:
         container.parts.log.warning(f"{name} is out of date: {error}")
+        return False
+    return True

@@ -11,8 +11,9 @@ import signal
 import socket
 import time
 
-from shim import answers, cgroups, faults, kernel, metrics, takeover
+from shim import cgroups, faults, kernel, metrics, takeover
 from shim.bundle import Bundle, remove, write_replacing
+from shim.calls import Calls
 from shim.connections import Connections
 from shim.delete import response
 from shim.exits import ExitStore
@@ -35,13 +36,12 @@ from shim.shimservice import SERVICE, ShimService
 from shim.spares import LISTENER, LOCK, KeeperLink, Spares
 from shim.stdio import Stdio
 from shim.successor import find_task, is_locked
+from shim.upgrading import Upgrade
 from shim.uplink import Uplink, plain_path
 from shim.version import VERSION
 from shim.wakeup import Wakeup
-from ttrpc.errors import ConnectionLost, StatusError
 from ttrpc.loopdriver import LoopServer
 from ttrpc.service import Registry
-from ttrpc.status import Code
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from shim.process import Process
-    from ttrpc.server_call import ServerCall
 
 # A shim nobody asked anything of for so long, and which has nothing to keep, was forgotten by whoever started it.
 IDLE_S = 60.0
@@ -80,6 +79,12 @@ def serve(listener_fd: int, params: Params, link: "KeeperLink | None" = None) ->
         if link is None or not link.is_raised:
             remove(params.socket_path)
         return 1
+    run(shim, log)
+    return 0
+
+
+def run(shim: "Shim", log: ShimLog) -> None:
+    """Serve to the end, and close everything. Blocks. Raises: whatever bug ends it."""
     try:
         shim.run()
     except BaseException as error:
@@ -90,7 +95,6 @@ def serve(listener_fd: int, params: Params, link: "KeeperLink | None" = None) ->
         shim.close()
     log.info("the shim ends")
     log.close()
-    return 0
 
 
 class Shim:
@@ -100,7 +104,8 @@ class Shim:
         link = link or KeeperLink()
         self.params = params
         self.log = log
-        self.started_at_ns = time.time_ns()
+        carried = link.carried
+        self.started_at_ns = int(carried["started_at_ns"]) if carried is not None else time.time_ns()
         kernel.become_subreaper()
         kernel.name_process(f"shim:{params.id}", f"shim:{params.id} -namespace {params.namespace}")
         faulthandler.register(signal.SIGUSR1, file=log.fd, all_threads=True)
@@ -120,17 +125,18 @@ class Shim:
         bundle = Bundle(params.bundle)
         bundle.make_directories()
         boot_id = kernel.boot_id()
-        earlier = find_task(params, boot_id, is_raised=link.is_raised)
+        has_task = carried is None or bool(carried["has_task"])
+        earlier = find_task(params, boot_id, is_raised=link.is_raised) if has_task else None
         self.parts = Parts(
             params,
             loop=self.loop,
             reaper=self.reaper,
             bundle=bundle,
-            journal=self._open_journal(bundle, is_new=earlier is None),
+            journal=self._open_journal(bundle, is_new=earlier is None and carried is None),
             exits=ExitStore(bundle.exits_dir),
             log=log,
             boot_id=boot_id,
-            incarnation=os.urandom(16).hex() if earlier is None else str(earlier["incarnation"]),
+            incarnation=str((earlier or carried or {}).get("incarnation") or os.urandom(16).hex()),
             make_stdio=self._make_stdio,
             find_cgroup=cgroups.find,
             watch_oom=lambda paths, on_oom: OomWatch(self.loop, paths, on_oom),
@@ -139,14 +145,19 @@ class Shim:
         self.tasks = TaskService(self.parts, metrics.read, self.finish)
         self.tasks.on_deleted = lambda: self.loop.call_later(DELETED_S, lambda: self._end_when_idle(DELETED_S))
         self.forwarder = self._make_forwarder()
-        self.is_finishing = False
+        self.calls = Calls(self.loop, self.tasks, log)
         self.connections = Connections(self.parts.spares)
         self.server = self._make_server(listener_fd)
         self.loop.call_later(IDLE_S, lambda: self._end_when_idle(IDLE_S))
         log.info(f"serving version={VERSION} pid={os.getpid()} namespace={params.namespace}")
         self.rejoin = self._stay_kept(listener_fd, link.lock_fd)
+        self.upgrade = Upgrade(self, listener_fd, link.lock_fd)
+        self.tasks.upgrade = self.upgrade
         # Last: where nothing is to be waited for it settles at once, and what is not held goes.
-        self._begin(earlier, is_raised=link.is_raised)
+        if carried is not None:
+            self._go_on(earlier, carried)
+        else:
+            self._begin(earlier, is_raised=link.is_raised)
 
     def _stay_kept(self, listener_fd: int, lock_fd: int) -> Rejoin:
         """Have every keeper hold what makes us this container's shim, and another one looked for when it is gone."""
@@ -166,6 +177,18 @@ class Shim:
             self.parts.spares.settle()
             if is_raised:
                 self.loop.call_soon(self.finish)
+
+    def _go_on(self, earlier: "dict[str, Any] | None", carried: "dict[str, Any]") -> None:
+        """Go on where other code stopped in this process. Raises: whatever hinders that."""
+        if (earlier is not None) != bool(carried["has_task"]):
+            raise ValueError("the state file is not what this shim has written a moment ago")
+        self.parts.log_bytes, self.parts.dropped_bytes = int(carried["log_bytes"]), int(carried["dropped_bytes"])
+        self.upgrade.outcome = carried
+        if earlier is not None:
+            takeover.go_on(self.tasks, earlier, carried)
+        else:
+            self.parts.spares.settle()
+        self.connections.resume(self.server)
 
     def run(self) -> None:
         """Serve until `finish`. Blocks."""
@@ -192,8 +215,8 @@ class Shim:
             self.loop,
             registry,
             listener=socket.socket(fileno=listener_fd),
-            start=self._start_call,
-            on_error=self._wire_error,
+            start=self.calls.start,
+            on_error=self.calls.on_wire_error,
             holder=self.connections,
         )
 
@@ -260,51 +283,15 @@ class Shim:
         if self.tasks.is_needed:
             os._exit(1)
 
-    # --- calls
-
-    def _start_call(self, call: "ServerCall") -> None:
-        """Run a handler: its value or error is the answer; a generator is run on the loop; None answers by itself."""
-        if self.is_finishing:
-            call.fail(Code.UNAVAILABLE, "the shim is ending")
-            return
-        creating = self.tasks.must_wait_for(call)
-        if creating is not None:
-            call.on_cancel(creating.subscribe(lambda _: self.loop.call_soon(lambda: self._start_call(call))))
-            return
-        try:
-            answer = answers.begin(self.tasks, call)
-        except Exception as error:  # noqa: BLE001 - translated to the wire here
-            self._fail(call, error)
-            return
-        if hasattr(answer, "send"):
-            self.loop.spawn(answer, lambda value, error: self._answer(call, value, error))
-        elif answer is not None:
-            call.reply(answer)
-
-    def _answer(self, call: "ServerCall", value: "Any", error: "BaseException | None") -> None:
-        if error is not None:
-            self._fail(call, error)
-        else:
-            call.reply(value)
-
-    def _fail(self, call: "ServerCall", error: BaseException) -> None:
-        if isinstance(error, StatusError):
-            self.log.debug(f"{call.method.name}: {error}")
-            call.fail(error.status.code, error.status.message, error.status.details)
-        else:
-            self.log.failure(f"{call.method.name} fails by a bug", error)
-            call.fail(Code.INTERNAL, f"{call.method.name}: {type(error).__name__}: {error}; see the shim's log")
-
-    def _wire_error(self, error: BaseException) -> None:
-        if isinstance(error, (ConnectionLost, OSError)):
-            self.log.warning(f"connection: {error}")
-        else:
-            self.log.failure("connection", error)
-
     def _stray(self, pid: int, status: int) -> None:
         self.log.debug(f"reaped a stray, pid {pid}, wait status {status}")
 
     # --- the end
+
+    @property
+    def is_finishing(self) -> bool:
+        """Whether it is about to end: then it does not change its mind."""
+        return self.calls.is_refused
 
     def _asked_to_end(self, name: str) -> None:
         container = self.tasks.container
@@ -345,7 +332,7 @@ class Shim:
             answer()
             faults.point("shutdown.answered")
         if not self.is_finishing:
-            self.is_finishing = True
+            self.calls.is_refused = True
             self.server.finish(self._say_farewell, deadline_s=FINISH_S)
 
     def _say_farewell(self) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from shim.parts import Parts
     from shim.process import Process
     from shim.steps import Handler
+    from shim.upgrading import Upgrade
     from ttrpc.server_call import ServerCall
 
 SERVICES = ("containerd.task.v2.Task", "containerd.task.v3.Task")
@@ -34,6 +35,7 @@ SERVICES = ("containerd.task.v2.Task", "containerd.task.v3.Task")
 DURING_CREATE = ("Create", "Connect", "Shutdown")
 # These need no container, and have somebody who waits for a shim to show a sign of life.
 DURING_TAKEOVER = ("Info", "Follow", "Ack")
+DURING_UPGRADE = ("Info", "Upgrade")
 STATUS = {CREATED: 1, RUNNING: 2, STOPPED: 3, PAUSED: 4}
 PAUSING = 5
 OPTIONS_URL = "containerd.runc.v1.Options"
@@ -56,12 +58,16 @@ class TaskService:
         self.container: Container | None = None
         self.creating: Signal | None = None
         self.restoring: Signal | None = None
+        self.freezing: Signal | None = None  # while other code is about to go on: what comes is left to it
+        self.upgrade: Upgrade | None = None
         self.on_deleted: Callable[[], object] = object
         self._read_stats = read_stats
         self._shutdown = shutdown
 
     def must_wait_for(self, call: "ServerCall") -> "Signal | None":
         """What has to happen before this call can be answered."""
+        if self.freezing is not None:
+            return None if call.method.name in DURING_UPGRADE else self.freezing
         if self.restoring is not None:
             return None if call.method.name in DURING_TAKEOVER else self.restoring
         name, restart = call.method.name, self.container.restart if self.container is not None else None

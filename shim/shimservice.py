@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from shim.parts import Parts
     from shim.process import Process
     from shim.service import TaskService
+    from shim.steps import Handler
     from ttrpc.server_call import ServerCall
 
 SERVICE = "shimd.shim.v1.Shim"
@@ -62,7 +63,7 @@ class ShimService:
             unwritten_records=parts.journal.pending,
             dropped_records=parts.journal.dropped,
         )
-        reply.features.append("restart")
+        reply.features.extend(("restart", "upgrade"))
         if container is not None and container.restart is not None:
             reply.restart.CopyFrom(container.restart.message())
         if container is not None:
@@ -101,6 +102,10 @@ class ShimService:
         container.restart = restart
         restart.set(request, is_first=is_first)
         return restart.message()
+
+    def Upgrade(self, request: "shim.UpgradeRequest", _call: "ServerCall") -> "Handler":
+        assert self._tasks.upgrade is not None, "made with the shim"
+        return self._tasks.upgrade.lead(request)
 
     def Exits(self, _request: "shim.ExitsRequest", _call: "ServerCall") -> "shim.ExitsResponse":
         found = [process.exit for process in self._processes() if process.exit is not None]

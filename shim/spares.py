@@ -17,6 +17,7 @@ from shim.steps import Signal
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from shim.loop import Loop
 
@@ -30,7 +31,7 @@ NAME_MAX_BYTES = 4096
 class KeeperLink:
     """What a shim gets from the keeper that forked it: a connection to it and, if it is a successor, spare fds."""
 
-    __slots__ = ("connection_fd", "is_raised", "lock_fd", "spares")
+    __slots__ = ("carried", "connection_fd", "is_raised", "lock_fd", "spares")
 
     def __init__(
         self,
@@ -39,7 +40,9 @@ class KeeperLink:
         *,
         lock_fd: int = -1,
         is_raised: bool = False,
+        carried: "dict[str, Any] | None" = None,
     ) -> None:
+        self.carried = carried  # of other code in this process, which this one follows: see handover.py
         self.connection_fd = connection_fd
         self.spares = spares or {}  # by name; -1: held, and not passed on
         self.lock_fd = lock_fd  # of the bundle; open for as long as the process lives
@@ -70,6 +73,15 @@ class Spares:
     @property
     def is_connected(self) -> bool:
         return self._connection is not None
+
+    @property
+    def is_told(self) -> bool:
+        """Whether the keeper has been told everything, and has answered what it is to answer."""
+        return not (self._waiting or self._words or self._unanswered)
+
+    def held(self) -> "tuple[int, dict[str, int]]":
+        """The connection's fd, below 0 without one, and the fds that are held by their names: all still ours."""
+        return self._connection.fileno() if self._connection is not None else -1, dict(self._held)
 
     def connect(self, connection: socket.socket) -> None:
         """Take a connection to a keeper, which is told everything held."""

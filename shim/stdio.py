@@ -69,18 +69,19 @@ class Stdio:
         self._report = report
         self._spares = Share(spares, name)
         self._reopens = False
+        self.keeps_fifos = False  # of a process that was not started yet: what is in them is its own
         self._source: Target = targets.Target(NOTHING)
         self._out: Target = targets.Target(NOTHING)
         self._child: list[int | None] = [None, None, None]
         self._fifos: list[str] = []
-        self._pumps: list[Pump] = []
-        self._sinks: list[PipeSink] = []
-        self._log: LogFile | None = None
+        self.pumps: list[Pump] = []
+        self.sinks: list[PipeSink] = []
+        self.log: LogFile | None = None
         self.program: LogProgram | None = None
-        self._hub: Hub | None = None
+        self.hub: Hub | None = None
         self._on_change = on_change  # of what a successor must know
-        self._stdin = Stdin(loop, self._spares, on_change)
-        self._inputs = Inputs(self._stdin.outlet, self.close_stdin, self.resize)
+        self.input = Stdin(loop, self._spares, on_change)
+        self._inputs = Inputs(self.input.outlet, self.close_stdin, self.resize)
         self._console: ConsoleSocket | None = None
         self._master_fd: int | None = None
         self._size: tuple[int, int] | None = None
@@ -94,23 +95,23 @@ class Stdio:
     @property
     def log_bytes(self) -> int:
         """Output taken from the process."""
-        return sum(pump.taken_bytes for pump in self._pumps)
+        return sum(pump.taken_bytes for pump in self.pumps)
 
     @property
     def dropped_bytes(self) -> int:
         """Output which nobody and nothing kept."""
-        kept_by_ring_only = self._hub is not None and self._out.kind == ATTACH
-        lost = self._hub.lost_bytes if self._hub is not None and kept_by_ring_only else 0
-        takers = (self._log, self.program)
+        kept_by_ring_only = self.hub is not None and self._out.kind == ATTACH
+        lost = self.hub.lost_bytes if self.hub is not None and kept_by_ring_only else 0
+        takers = (self.log, self.program)
         return lost + sum(taker.dropped_bytes for taker in takers if taker is not None) + self._closed_dropped_bytes
 
     @property
     def attached(self) -> int:
-        return self._hub.attached if self._hub is not None else 0
+        return self.hub.attached if self.hub is not None else 0
 
     @property
     def is_stdin_ended(self) -> bool:
-        return self._stdin.is_ended
+        return self.input.is_ended
 
     # --- opening
 
@@ -131,8 +132,8 @@ class Stdio:
         try:
             if self._out.kind in (LOG, FILE):
                 book = Book(self._prefix, reopens=reopens) if self._out.format == JSON else None
-                self._log = LogFile(self._loop, self._out, report=self._report, book=book)
-                self._log.open()
+                self.log = LogFile(self._loop, self._out, report=self._report, book=book)
+                self.log.open()
             elif self._out.kind == BINARY:
                 self.program = LogProgram(self._loop, self._out, self._labels, self._report)
                 self.program.on_change = self._on_change
@@ -141,9 +142,9 @@ class Stdio:
                 self._open_terminal()
             else:
                 if reopens:
-                    self._stdin.reopen(self._source, self._fifo)
+                    self.input.reopen(self._source, self._fifo)
                 else:
-                    self._child[0] = self._stdin.open(self._source, self._fifo)
+                    self._child[0] = self.input.open(self._source, self._fifo)
                 self._child[1] = self._open_output(STDOUT, self._out)
                 self._child[2] = self._open_output(STDERR, err)
         except OSError as error:
@@ -154,20 +155,20 @@ class Stdio:
             raise
 
     def _make_hub(self, err: "Target") -> None:
-        log = self._log
+        log = self.log
         if log is not None and not log.is_json:
-            self._hub = Hub(terminal=self.terminal, keep=False, replay_from=log.last_bytes)
+            self.hub = Hub(terminal=self.terminal, keep=False, replay_from=log.last_bytes)
         elif log is not None or self.terminal or ATTACH in (self._source.kind, self._out.kind, err.kind):
-            self._hub = Hub(terminal=self.terminal, keep=True)
+            self.hub = Hub(terminal=self.terminal, keep=True)
 
     def _open_terminal(self) -> None:
         """Open the client's FIFOs, which are copied from and to, and the socket on which the terminal comes."""
         if self.program is not None or (self._out.kind == CLIENT and not self._is_gone(self._out.path)):
             fd = self._open_terminal_output()
             os.set_blocking(fd, False)
-            self._sinks.append(PipeSink(self._loop, fd, self._spares, STDOUT, takes_splice=False))
+            self.sinks.append(PipeSink(self._loop, fd, self._spares, STDOUT, takes_splice=False))
         if self._source.kind == CLIENT and not self._is_gone(self._source.path):
-            self._stdin.open_for_terminal(self._source.path)
+            self.input.open_for_terminal(self._source.path)
         if self._reopens:
             self._master_fd = self._spares.take("master")
             if self._master_fd is None:
@@ -192,7 +193,7 @@ class Stdio:
         """The fd the process gets as this stream; what copies from it, if anything does, is a pump."""
         if target.kind == NOTHING:
             return None
-        sink: LogFile | PipeSink | None = self._log
+        sink: LogFile | PipeSink | None = self.log
         if target.kind == CLIENT:
             if self._reopens and (self._direct or self._is_gone(target.path)):
                 return None
@@ -201,7 +202,7 @@ class Stdio:
                 os.set_blocking(fd, True)
                 return fd
             sink = PipeSink(self._loop, fd, self._spares, stream, takes_splice=True)
-            self._sinks.append(sink)
+            self.sinks.append(sink)
         path = self._fifo(stream)
         if self.program is not None:
             return self.program.pipe(stream, path, reopens=self._reopens)
@@ -209,15 +210,16 @@ class Stdio:
         if not self._reopens:
             child_fd = pipes.open_child_output(path)
             pipes.enlarge(child_fd)
-        hub = None if target.kind == CLIENT else self._hub
+        hub = None if target.kind == CLIENT else self.hub
         source_fd = pipes.open_read_end(path)
         self._spares.hold(stream, source_fd)
-        self._pumps.append(Pump(self._loop, source_fd, stream, sink, hub))
+        self.pumps.append(pump := Pump(self._loop, source_fd, stream, sink, hub))
+        pump.on_end = lambda: self._spares.drop(stream)
         return child_fd
 
     def _fifo(self, stream: str) -> str:
         path = f"{self._prefix}.{stream}"
-        if not (self._reopens and os.path.exists(path)):
+        if not ((self._reopens or self.keeps_fifos) and os.path.exists(path)):
             pipes.make_fifo(path, uid=self._uid, gid=self._gid)
         self._fifos.append(path)
         return path
@@ -229,7 +231,7 @@ class Stdio:
         before its Exec is answered.
         """
         if self._source.kind == CLIENT and not self.terminal and self._child[0] is None:
-            self._child[0] = self._stdin.open_client(self._source.path, self._uid, self._gid)
+            self._child[0] = self.input.open_client(self._source.path, self._uid, self._gid)
         if self.program is not None:
             yield from self.program.prepare()
 
@@ -262,21 +264,21 @@ class Stdio:
         self._close_child_ends()
         if self._master_fd is not None:
             self._connect_terminal(self._master_fd)
-        for pump in self._pumps:
+        for pump in self.pumps:
             pump.start()
 
     def _connect_terminal(self, master_fd: int) -> None:
         """Copy both ways between the master and what the request named."""
         # Fds of their own for reading and writing: the loop keeps one registration per fd.
-        self._stdin.connect_terminal(os.dup(master_fd))
-        sink: LogFile | PipeSink | None = self._sinks[0] if self._sinks else self._log
-        self._pumps.append(Pump(self._loop, os.dup(master_fd), STDOUT, sink, self._hub))
+        self.input.connect_terminal(os.dup(master_fd))
+        sink: LogFile | PipeSink | None = self.sinks[0] if self.sinks else self.log
+        self.pumps.append(Pump(self._loop, os.dup(master_fd), STDOUT, sink, self.hub))
 
     # --- while it runs
 
     def close_stdin(self) -> None:
         """Give the process the end of its input, after what is on its way. A terminal has no such end."""
-        self._stdin.end()
+        self.input.end()
 
     def resize(self, width: int, height: int) -> None:
         """Set the terminal's size, now or when it comes. Without a terminal nothing happens."""
@@ -289,22 +291,19 @@ class Stdio:
 
         Raises: StatusError FailedPrecondition when the process was created without what the client asks for.
         """
-        hub = self._hub
+        hub = self.hub
         if hub is None:
             raise failed_precondition(
                 "nothing to attach to: its streams belong to the client that named them at creation; "
                 "create it with attach: or log:// streams"
             )
-        if opening.stdin and not self._takes_attached_input():
+        if opening.stdin and self._source.kind != ATTACH:
             raise failed_precondition("its stdin is not open to attach clients: create it with -i (stdin attach:)")
         if opening.output and not self._feeds_attached_output():
             raise failed_precondition("its output goes to the FIFO its creator named: create it with attach: or log://")
         hub.add(call, opening)
         if call.is_open:
             self._inputs.serve(call, stdin=opening.stdin)
-
-    def _takes_attached_input(self) -> bool:
-        return self._source.kind == ATTACH
 
     def _feeds_attached_output(self) -> bool:
         return self.terminal or self._out.kind in (ATTACH, LOG, FILE) or self._request.stderr == "attach:"
@@ -314,9 +313,9 @@ class Stdio:
 
         Raises: StatusError FailedPrecondition when this process has no log of ours.
         """
-        if self._out.kind != LOG or self._log is None or self._closed:
+        if self._out.kind != LOG or self.log is None or self._closed:
             raise failed_precondition("no log: its output goes elsewhere; create it with a log:// stdout")
-        LogFollower(self._loop, self._log, call, request, over=self._exit_record is not None)
+        LogFollower(self._loop, self.log, call, request, over=self._exit_record is not None)
 
     # --- the end
 
@@ -325,25 +324,25 @@ class Stdio:
 
         A process it left behind may write on: only what was there when it exited is waited for.
         """
-        if self._hub is not None:
-            self._hub.release()
+        if self.hub is not None:
+            self.hub.release()
         deadline = self._loop.clock() + deadline_s
-        for pump in list(self._pumps):
+        for pump in list(self.pumps):
             yield from pump.drain(deadline, by_mark=not self.terminal)
 
     def exited(self, exit_record: "ExitRecord") -> None:
         """Tell attach clients and log followers, each after what it has still to get."""
         self._exit_record = exit_record
-        if self._hub is not None:
-            self._hub.exited(exit_record)
-        if self._log is not None:
-            for follower in list(self._log.followers):
+        if self.hub is not None:
+            self.hub.exited(exit_record)
+        if self.log is not None:
+            for follower in list(self.log.followers):
                 follower.log_ended()
 
     def finish(self) -> "Handler":
         """Before the streams of a dead process are closed: a log program has read all of it and ended. Idempotent."""
         if self.program is not None:
-            for sink in self._sinks:  # the terminal's, whose output was passed on at the exit
+            for sink in self.sinks:  # the terminal's, whose output was passed on at the exit
                 sink.end(STDOUT)
             yield from self.program.end()
 
@@ -358,18 +357,18 @@ class Stdio:
         if self._console is not None:
             self._console.close()
             self._console, self.console_socket = None, None
-        if self._hub is not None and self._exit_record is None:
-            self._hub.cut_all("the process is gone")
-        self._stdin.close()
-        for pump in self._pumps:
+        if self.hub is not None and self._exit_record is None:
+            self.hub.cut_all("the process is gone")
+        self.input.close()
+        for pump in self.pumps:
             self._close_pump(pump)
         if self.terminal:
-            for sink in self._sinks:
+            for sink in self.sinks:
                 sink.close()
-        if self._log is not None:
-            for follower in list(self._log.followers):
+        if self.log is not None:
+            for follower in list(self.log.followers):
                 follower.log_ended()
-            self._log.close()
+            self.log.close()
         if self.program is not None:
             self.program.close()
         if self._master_fd is not None:
@@ -384,13 +383,13 @@ class Stdio:
             return
         pump.finish()
         if self.terminal:
-            if self._log is not None:
-                self._log.settle(pump.stream)
+            if self.log is not None:
+                self.log.settle(pump.stream)
             pump.close()
         elif isinstance(pump.sink, PipeSink):
             pump.linger(pump.sink.close)
         else:
-            self._closed_dropped_bytes += pump.unread_bytes() if self._log is not None else 0
+            self._closed_dropped_bytes += pump.unread_bytes() if self.log is not None else 0
             pump.abandon()
 
     def _close_child_ends(self) -> None:

@@ -9,11 +9,13 @@ import time
 
 from shim import creation, execs, faults, keeper_exits, pins
 from shim.bundle import read_file
+from shim.carrying import put_back
 from shim.container import Container
-from shim.ending import exit_event
+from shim.ending import exit_event, on_exit
 from shim.lifecycle import CREATED, CREATING, DELETED, PAUSED, RUNNING, STOPPED
-from shim.pinning import pin, unpin
+from shim.pinning import pin, pin_again, unpin
 from shim.process import Process
+from shim.reaper import NotOurChild
 from shim.saving import save, save_and_tell
 from shim.stdio import StdioRequest
 from shim.steps import Signal
@@ -61,8 +63,47 @@ def begin(tasks: "TaskService", state: "dict[str, Any]") -> "Handler":
     restoring.fire()
 
 
-def restore(parts: "Parts", state: "dict[str, Any]") -> Container:
-    """The container and its processes as the files have them; nothing is opened."""
+def go_on(tasks: "TaskService", state: "dict[str, Any]", carried: "dict[str, Any]") -> None:
+    """The same for what other code in this process has left a moment ago: all of it is exact, and nothing under way.
+
+    Children are children still. Waits for nobody. Raises: whatever hinders it.
+    """
+    parts = tasks.parts
+    container = tasks.container = restore(parts, state)
+    container.oom_at = carried["oom_at"]
+    retell(container, state)
+    processes = container.processes()
+    for process in processes:
+        if process.name in carried["streams"]:
+            _reopen(container, process, carried["streams"][process.name])
+        if process.pid and not process.reaped:
+            _keep(container, process)
+    if not container.init.reaped:
+        container.watch_cgroup()
+    for process in processes:
+        if process.exit is not None:
+            if process.stdio is not None:
+                process.stdio.exited(process.exit.to_message())
+            process.told.fire(process.exit)
+    save(container)
+    parts.spares.settle()
+    if container.restart is not None:
+        container.restart.resume()
+
+
+def _keep(container: Container, process: Process) -> None:
+    """Have a process's exit told: of a child by waiting for it, of any other as a successor has it."""
+    try:
+        ended = process.adopt(container.parts.reaper, process.pid)
+    except NotOurChild:
+        watch(container, process)
+    else:
+        ended.subscribe(lambda status: on_exit(container, process, status))
+        pin_again(container, process)
+
+
+def restore(parts: "Parts", state: "dict[str, Any]", *, is_check: bool = False) -> Container:
+    """The container and its processes as the files have them; nothing is opened, and with ``is_check`` none removed."""
     options = runc_api.Options()
     try:
         for name, value in json.loads(read_file(parts.bundle.file("options.json"))).items():
@@ -80,7 +121,8 @@ def restore(parts: "Parts", state: "dict[str, Any]") -> Container:
     for snapshot in read_exec_states(parts.bundle):
         process = Process(snapshot["exec_id"], read_request(snapshot))
         if snapshot["state"] == STOPPED and _read_exit(parts, process.exec_id) is None:
-            execs.remove_files(parts, process.exec_id)  # killed while it deleted this one
+            if not is_check:
+                execs.remove_files(parts, process.exec_id)  # killed while it deleted this one
             continue
         read_process(process, snapshot)
         container.execs[process.exec_id] = process
@@ -207,13 +249,22 @@ def _settle(container: Container) -> "Handler":
     save(container)
 
 
-def _reopen(container: Container, process: Process) -> None:
-    """Open its streams again. One that cannot be is reported: the container is worth more than its output."""
+def _reopen(container: Container, process: Process, carried: "dict[str, Any] | None" = None) -> None:
+    """Open its streams again. One that cannot be is reported: the container is worth more than its output.
+
+    ``carried``: what was in the memory of the code before this one, in this process.
+    """
     stdio = process.stdio = container.parts.make_stdio(process, container.options.io_uid, container.options.io_gid)
-    if process.stdin_closed:
+    has_input = carried is not None and bool(carried["stdin"])
+    if process.stdin_closed and not has_input:
         stdio.close_stdin()
     try:
+        stdio.keeps_fifos = carried is not None
         stdio.open(reopens=process.pid != 0)
+        if carried is not None:
+            put_back(stdio, carried)
+        if process.stdin_closed and has_input:
+            stdio.close_stdin()
         if process.pid:
             stdio.started()
         if process.pid and process.exit is None and stdio.program is not None:

@@ -26,6 +26,10 @@ class Wakeup:
             _signal.signal(signum, _noted)
         loop.register(self._read_fd, READ, self._on_ready)
 
+    @property
+    def fds(self) -> "set[int]":
+        return {self._read_fd, self._write_fd}
+
     def _on_ready(self, _mask: int) -> None:
         try:
             numbers = os.read(self._read_fd, 4096)

@@ -27,7 +27,7 @@ def watch(container: "Container", process: "Process") -> None:
     if pidfd is None and process.inode:
         pidfd = pins.open_pin(pins.pin_path(container.parts.params.socket_path, process.pid, process.inode))
     if pidfd is None and not process.start_ticks and container.parts.spares.is_connected:
-        container.parts.loop.spawn(_until_noted(container, process))
+        container.parts.loop.spawn(_until_noted(container, process), is_watch=True)
         return
     if pidfd is None:
         on_exit(container, process, how_it_ended(container.parts, process, None) or unknown())
@@ -35,7 +35,7 @@ def watch(container: "Container", process: "Process") -> None:
     if process.pidfd is None:
         process.pidfd = os.dup(pidfd)
     process.inode = pidfds.inode(pidfd)
-    container.parts.loop.spawn(_until_over(container, process, pidfd))
+    container.parts.loop.spawn(_until_over(container, process, pidfd), is_watch=True)
 
 
 def _until_noted(container: "Container", process: "Process") -> "Handler":

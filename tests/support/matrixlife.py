@@ -61,6 +61,7 @@ class Life:
         self.pids: dict[str, int] = {}
         self.strike: Strike | None = None
         self.types_input = False
+        self.upgrades = False
         self.may_miss_exec = False
         self.may_lose_output = False
         self.waits_for_strike = False
@@ -205,6 +206,15 @@ class Life:
             return  # nobody else has the other end of its stdin: that has ended, as SHIM.md says
         assert set(read(path).splitlines()) == {b"word"}, read(path)
 
+    def upgrade(self) -> None:
+        """Have the shim go on as the same code anew, asked once: it does, or is followed by a successor."""
+        try:
+            with BlockingClient.connect(self.look(lambda: self.box.shim(self.id)).address) as client:
+                request = shim.UpgradeRequest(patience_ms=20_000)
+                client.call("shimd.shim.v1.Shim", "Upgrade", request, timeout_s=60.0)
+        except (OSError, TtrpcError) as error:
+            self._expect("upgrade", error, "")
+
     def end(self) -> None:
         with open(f"{self.rootfs}/c/go", "w", encoding="utf-8"):
             pass
@@ -285,6 +295,8 @@ def lead(life: Life) -> None:
     life.update()
     if life.types_input:
         life.type()
+    if life.upgrades:
+        life.upgrade()
     if life.waits_for_strike and life.strike is not None:
         assert life.strike.has_struck.wait(20.0), "the step was never reached"
     life.check_alive()

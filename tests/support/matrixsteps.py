@@ -40,6 +40,10 @@ STEPS: dict[str, list[str]] = {
     "pause": ["pause.begun", "pause.run", *tell("paused"), "runc.pause.begun", "runc.pause.done"],
     "resume": ["resume.begun", "resume.run", *tell("resumed"), "runc.resume.begun", "runc.resume.done"],
     "update": ["update.begun", "update.run", "runc.update.begun", "runc.update.done"],
+    "upgrade": [
+        "upgrade.begun", "upgrade.checked", "upgrade.saved", "upgrade.frozen", "upgrade.executed", "upgrade.restored",
+        "upgrade.thawed",
+    ],
     "exit": ended("init"),
     "ack": ["ack.begun", "ack.done"],
     "delete": [
@@ -94,8 +98,8 @@ SHORT = [
         (SHIM,): (
             "create.mounted", "create.adopted", "tell.saved.tasks.create", "start.run", "tell.begun.tasks.start",
             "exec.written", "exec_start.run", "exit.reaped.exec.e1", "exec_delete.half", "log.spliced", "rotate.moved",
-            "pause.run", "resume.run", "update.begun", "exit.recorded.init", "ack.begun", "delete.run",
-            "shutdown.unlinked",
+            "pause.run", "resume.run", "update.begun", "upgrade.frozen", "upgrade.executed",
+            "exit.recorded.init", "ack.begun", "delete.run", "shutdown.unlinked",
         ),
         (DAEMON, SHIM): ("create.run", "exit.saved.init", "delete.released"),
         (KEEPER, SHIM): ("create.pinned", "exit.reaped.init", "log.written"),
@@ -133,6 +137,7 @@ def run_cell(box: MatrixBox, cell: Cell, scale: float) -> None:
     """Lead a life to the step, strike, and see that nothing is missing; `failure` says what was."""
     life = Life(box, f"cell{next(numbers)}x", cell.victims, scheme=SCHEMES.get(cell.step, "raw"))
     life.types_input = cell.step.startswith("attach.")
+    life.upgrades = cell.step.startswith("upgrade.")
     life.may_lose_output = cell.step in LOSING and SHIM in cell.victims
     life.waits_for_strike = cell.step.startswith(("log.", "rotate."))
     life.may_miss_exec = cell.step in UNPINNED and {KEEPER, SHIM} <= {*cell.victims}

@@ -32,6 +32,32 @@ LOG_STREAM_UNSPECIFIED: LogStream
 LOG_STREAM_STDOUT: LogStream
 LOG_STREAM_STDERR: LogStream
 
+class UpgradeRequest(_message.Message):
+    __slots__ = ("python", "paths", "dry_run", "patience_ms")
+    PYTHON_FIELD_NUMBER: _ClassVar[int]
+    PATHS_FIELD_NUMBER: _ClassVar[int]
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    PATIENCE_MS_FIELD_NUMBER: _ClassVar[int]
+    python: str
+    paths: _containers.RepeatedScalarFieldContainer[str]
+    dry_run: bool
+    patience_ms: int
+    def __init__(self, python: _Optional[str] = ..., paths: _Optional[_Iterable[str]] = ..., dry_run: _Optional[bool] = ..., patience_ms: _Optional[int] = ...) -> None: ...
+
+class UpgradeResponse(_message.Message):
+    __slots__ = ("from_version", "to_version", "pause_us", "check_us", "found")
+    FROM_VERSION_FIELD_NUMBER: _ClassVar[int]
+    TO_VERSION_FIELD_NUMBER: _ClassVar[int]
+    PAUSE_US_FIELD_NUMBER: _ClassVar[int]
+    CHECK_US_FIELD_NUMBER: _ClassVar[int]
+    FOUND_FIELD_NUMBER: _ClassVar[int]
+    from_version: str
+    to_version: str
+    pause_us: int
+    check_us: int
+    found: str
+    def __init__(self, from_version: _Optional[str] = ..., to_version: _Optional[str] = ..., pause_us: _Optional[int] = ..., check_us: _Optional[int] = ..., found: _Optional[str] = ...) -> None: ...
+
 class ExitRecord(_message.Message):
     __slots__ = ("container_id", "exec_id", "seq", "pid", "code", "signal", "source", "oom", "core_dumped", "started_at", "exited_at", "pid_start_ticks", "boot_id", "incarnation")
     CONTAINER_ID_FIELD_NUMBER: _ClassVar[int]
