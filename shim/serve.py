@@ -21,6 +21,7 @@ from shim.forwarder import Forwarder
 from shim.journal import Journal, JournalVersion
 from shim.keeper_looks import inode_of
 from shim.lifecycle import DELETED, STOPPED
+from shim.listening import listen_again
 from shim.loop import Loop
 from shim.oom import OomWatch
 from shim.params import Params
@@ -120,6 +121,7 @@ class Shim:
                 signal.SIGCHLD: self.reaper.reap,
                 signal.SIGTERM: lambda: self._asked_to_end("SIGTERM"),
                 signal.SIGINT: lambda: self._asked_to_end("SIGINT"),
+                signal.SIGURG: lambda: listen_again(self),
             },
         )
         bundle = Bundle(params.bundle)

@@ -1,6 +1,7 @@
 """A ttrpc server on somebody else's poll loop: accepts, decodes, and hands over each call. Never blocks, no threads."""
 
 import errno
+import os
 import select
 import socket
 
@@ -172,6 +173,19 @@ class LoopServer:
     @property
     def unsent_bytes(self) -> int:
         return sum(connection.outbox.unsent_bytes for connection in self.connections)
+
+    def listen_on(self, listener: socket.socket) -> None:
+        """Accept from another socket, which takes the place of ours under the same fd. The caller closes its own.
+
+        Who waits in the old one's backlog is accepted first. Raises: OSError.
+        """
+        if self._accepting:
+            self._accept(0)
+            self.loop.unregister(self.listener.fileno())
+        listener.setblocking(False)
+        os.dup2(listener.fileno(), self.listener.fileno(), inheritable=False)
+        if self._accepting:
+            self.loop.register(self.listener.fileno(), select.EPOLLIN, self._accept)
 
     def stop_accepting(self) -> None:
         """Leave new connections in the backlog; those accepted go on. Idempotent."""

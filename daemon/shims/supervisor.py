@@ -6,6 +6,8 @@ The same loop serves a task found after a restart of the daemon and one whose sh
 import contextlib
 import dataclasses
 import logging
+import os
+import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -169,6 +171,7 @@ class Supervisors:
                 await self._serve(handle, found.client, found.info)
                 return False
             if decision.verdict is Verdict.RETRY:
+                self._have_it_listen(handle)
                 handle.now(Health.UNREACHABLE, f"{decision.reason} ({found.reason})")
                 return False
             if decision.verdict is Verdict.RAISE:
@@ -185,6 +188,18 @@ class Supervisors:
         if handle.raises < raising.TRIES_MAX:
             return found
         return dataclasses.replace(found, facts=dataclasses.replace(found.facts, can_raise=False))
+
+    def _have_it_listen(self, handle: Handle) -> None:
+        """Tell a shim whose socket somebody removed; see shim/listening.py. It harms no shim that is only silent."""
+        address, shim = self._addressed(handle).address, ending.shim_process(handle.row)
+        if (
+            shim is not None
+            and address
+            and not os.path.lexists(address)
+            and not launch.is_foreign(handle.row.runtime, handle.row.shim_path)
+        ):
+            log.warning("the socket of a shim is gone; it is told", extra={"address": address})
+            procfs.kill(shim, signal.SIGURG)
 
     def _addressed(self, handle: Handle) -> TaskRow:
         """The row with the address of its shim, also when that was not recorded yet."""

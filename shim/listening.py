@@ -1,0 +1,30 @@
+"""Making the socket again whose path somebody removed: who asks is whoever misses it.
+
+The question is a signal, for there is no other way to reach us then: SIGURG, which harms no shim that does not know it.
+"""
+
+import os
+
+from shim.spares import LISTENER
+from shim.start import StartError, listen
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from shim.serve import Shim
+
+
+def listen_again(shim: "Shim") -> None:
+    """Have a new socket where the path is gone; one that is there, ours or another's, is left alone."""
+    path = shim.params.socket_path
+    if os.path.lexists(path):
+        return
+    try:
+        with listen(path) as listener:
+            shim.server.listen_on(listener)
+    except (StartError, OSError) as error:
+        shim.log.error(f"the socket is gone and cannot be made again: {error}")
+        return
+    found = os.stat(path)
+    shim.socket_inode = found.st_dev, found.st_ino
+    shim.parts.spares.hold(LISTENER, shim.server.listener.fileno())
+    shim.log.warning(f"the socket was gone and is made again: {path}")
