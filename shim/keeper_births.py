@@ -8,7 +8,7 @@ from shim.keeper_peer import Different, Manners, World, file_mode_mask, parent_o
 from shim.keeper_template import hand_over
 from shim.keeper_wards import Ward
 from shim.keeper_wire import BadRequest, pack_answer, unpack_request
-from shim.launch import OK, REFUSED
+from shim.launch import HANDED, OK, REFUSED
 from shim.spares import LISTENER, LOCK
 from ttrpc.errors import StatusError
 from ttrpc.peer import peer_of
@@ -69,13 +69,20 @@ class Birth:
         try:
             hand_over(spare, self.params, self.mask, self.changes, [self.listener.fileno(), self.bundle_fd])
             faults.point("keeper.handed")
-        except OSError:  # it was killed just now: whoever dials finds nobody, as with any shim without a task
+            self._say_handed()
+        except OSError:  # it was killed just now: who asked starts another by itself
             self.abandon()
             return None
         finally:
             self.connection.close()
         spares = {LISTENER: self.listener.detach(), LOCK: self.bundle_fd}
         return Ward(pid, self.params, self.mask, spare, spares)
+
+    def _say_handed(self) -> None:
+        try:
+            self.connection.send(HANDED)
+        except OSError:
+            pass  # it has its answer
 
     def give_up(self, why: BaseException) -> None:
         """Tell who asked that nothing will come of it."""

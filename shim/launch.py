@@ -18,6 +18,10 @@ MAGIC = b"shimd-keeper 1"
 START, OK, REFUSED, STALE = b"start", b"ok", b"refused", b"stale"
 # What others ask: to be looked after (keeper_adoption.py), and to be told of its end by the end of the connection.
 ADOPT, WATCH = b"adopt", b"watch"
+# After an `ok` to start: the shim has listener and lock. A keeper that died just before that has none to start it.
+HANDED = b"handed"
+# So long a dying keeper may take to let a bundle go.
+DYING_S, DYING_PAUSE_S = 0.5, 0.005
 # A keeper forks in a few milliseconds; one that was just started imports for a tenth of a second first. This long
 # without an answer means stopped, stuck, or a machine so busy that nothing is quick.
 ANSWER_S = 2.0
@@ -161,14 +165,42 @@ def ask(path: bytes, request: bytes) -> "tuple[bytes, bytes]":
         if int.from_bytes(peer[4:8], sys.byteorder) != posix.geteuid():
             raise Unserved("its socket is not ours")
         answer = _exchange(connection, request)
+        if not answer:
+            raise ConnectionResetError("it hung up")
+        fields = answer.split(b"\0", 2)
+        if len(fields) != 3:
+            raise Unserved("it speaks another language")
+        if fields[1] == OK and not _is_handed(connection):
+            raise Unserved("it died before the shim had its bundle")
+        return fields[1], fields[2]
     finally:
         connection.close()
-    if not answer:
-        raise ConnectionResetError("it hung up")
-    fields = answer.split(b"\0", 2)
-    if len(fields) != 3:
-        raise Unserved("it speaks another language")
-    return fields[1], fields[2]
+
+
+def _is_handed(connection: "_socket.socket") -> bool:
+    """Whether the shim has what it needs to begin. One that a dead keeper had given it holds the bundle's lock."""
+    try:
+        if connection.recv(ANSWER_MAX_BYTES):
+            return True
+    except TimeoutError:
+        return True  # it is bound, and goes on when it can
+    except OSError:
+        pass
+    import fcntl
+    import time
+
+    bundle_fd = posix.open(".", posix.O_RDONLY | posix.O_CLOEXEC)
+    try:
+        deadline = time.monotonic() + DYING_S
+        while time.monotonic() < deadline:
+            try:
+                fcntl.flock(bundle_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return False
+            except BlockingIOError:
+                time.sleep(DYING_PAUSE_S)
+        return True
+    finally:
+        posix.close(bundle_fd)
 
 
 def _exchange(connection: "_socket.socket", request: bytes) -> bytes:

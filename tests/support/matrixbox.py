@@ -9,6 +9,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -94,14 +96,27 @@ class MatrixBox(DaemonBox):
         return [pid for pid in map(int, SERVING.findall(log)) if is_running(pid)]
 
     def shim_pids(self, container_id: str) -> list[int]:
-        """The living shim of a container; none when it has none now."""
+        """The living shim of a container, or the copy that is about to be it; none when it has none now."""
         path = os.path.realpath(self.bundle(container_id))
-        found = []
+        found = set()
         for pid in leaks.pids():
             with contextlib.suppress(OSError):
                 if leaks.read(f"/proc/{pid}/comm").startswith("shim:") and os.readlink(f"/proc/{pid}/cwd") == path:
-                    found.append(pid)
+                    found.add(pid)
+        with contextlib.suppress(OSError, ValueError):
+            named = int(leaks.read(f"{path}/shim.pid"))
+            if leaks.read(f"/proc/{named}/comm").startswith("shim"):
+                found.add(named)
         return [pid for pid in found if is_running(pid)]
+
+    def ensure_keeper(self) -> None:
+        """Have one, so that it can be killed: the daemon waits a while before it starts another that does not last."""
+        if not self.keeper_pids():
+            path = os.pathsep.join((os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)))
+            command = ["containerd-shim-shimd-v2", "ensure-keeper"]
+            environ = {**os.environ, **self.environ, "PATH": path, "SHIMD_SOCKET_DIR": f"{self.state}/s"}
+            subprocess.run(command, env=environ, check=True, capture_output=True, timeout=30)
+            wait_until(self.keeper_pids, what="a keeper to serve")
 
     def pids_of(self, victim: str, container_id: str, stopped: int) -> list[int]:
         if victim == DAEMON:
@@ -188,6 +203,7 @@ class Strike(threading.Thread):
     def _strike(self, trap: str, stopped: int) -> None:
         box = self.box
         doomed = {victim: box.pids_of(victim, self.container_id, stopped) for victim in self.victims}
+        assert all(doomed.values()), f"nobody is there to be killed: {doomed}"
         for victim, pids in doomed.items():
             for pid in pids:
                 if victim == RUNC:

@@ -6,6 +6,7 @@ was not done. At the end nothing may be missing, doubled or left.
 
 import json
 import os
+import signal
 import time
 from collections.abc import Callable
 from typing import Any
@@ -65,6 +66,8 @@ class Life:
         self.may_miss_exec = False
         self.may_lose_output = False
         self.waits_for_strike = False
+        self.late_trap = ""  # laid when nothing else is under way
+        self.loses_shim = False  # before the strike, which then falls on what comes after
         self.before = set(box.left_of(name))  # by a cell that failed
 
     # --- a client that goes on
@@ -186,6 +189,14 @@ class Life:
         request.resources.CopyFrom(wkt.any_of(RESOURCES_URL, json.dumps(resources).encode()))
         self.settle("update", lambda: self.box.tasks("Update", request), lambda: False)
 
+    def lose_shim(self) -> None:
+        """A first kill: what a keeper and a successor do then is what the strike falls on."""
+        first = self.box.shim_pids(self.id)
+        for pid in first:
+            os.kill(pid, signal.SIGKILL)
+        if not self.waits_for_strike:
+            wait_until(lambda: {*self.box.shim_pids(self.id)} - {*first}, what="a successor")
+
     def type(self) -> None:
         """Attach, type, and type again when the connection was lost before the word arrived."""
         path = f"{self.rootfs}/c/in"
@@ -218,6 +229,8 @@ class Life:
     def end(self) -> None:
         with open(f"{self.rootfs}/c/go", "w", encoding="utf-8"):
             pass
+        if self.late_trap and not self.waits_for_strike and self.strike is not None:
+            assert self.strike.has_struck.wait(20.0), "the step was never reached"
         self.wait("", 42)
 
     def is_deleted(self) -> bool:
@@ -297,6 +310,12 @@ def lead(life: Life) -> None:
         life.type()
     if life.upgrades:
         life.upgrade()
+    if life.late_trap and life.waits_for_strike:
+        life.box.lay(life.late_trap)
+    if life.loses_shim:
+        life.lose_shim()
+    if life.late_trap and not life.waits_for_strike:
+        life.box.lay(life.late_trap)
     if life.waits_for_strike and life.strike is not None:
         assert life.strike.has_struck.wait(20.0), "the step was never reached"
     life.check_alive()

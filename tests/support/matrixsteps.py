@@ -9,6 +9,7 @@ import time
 import traceback
 from dataclasses import dataclass, field
 
+from daemon.faults import POINTS
 from tests.support.matrixbox import ANSWER_S, DAEMON, KEEPER, RUNC, SHIM, MatrixBox, Strike
 from tests.support.matrixlife import Life, finish, lead
 
@@ -22,8 +23,11 @@ def ended(name: str) -> list[str]:
     return [f"exit.{part}.{name}" for part in ("reaped", "drained", "recorded", "saved", "told", "done")]
 
 
+# The daemon's own steps; those of records alone, of restarts and of upgrades are in test_daemon_faults.py.
+DAEMONS = ("create.", "start.", "exec.", "exec_start.", "ingest.", "exit.", "delete.")
 # By operation. The order is the order in which a life passes them.
 STEPS: dict[str, list[str]] = {
+    "birth": ["keeper.claimed", "keeper.published", "keeper.answered", "keeper.handed", "keeper.held", "keeper.pinned"],
     "create": [
         "create.begun", "create.saved", "create.mounted", "create.streams_open", "create.run", "create.adopted",
         "create.pinned", *tell("create"), "runc.create.begun", "runc.create.half", "runc.create.done",
@@ -46,6 +50,11 @@ STEPS: dict[str, list[str]] = {
     ],
     "exit": ended("init"),
     "ack": ["ack.begun", "ack.done"],
+    "takeover": [
+        "keeper.shim_ended", "keeper.succession_begun", "keeper.succession_handed", "takeover.begun", "takeover.waited",
+        "takeover.retold", "takeover.settled", "keeper.noted",
+    ],
+    "daemon": [f"daemon.{point}" for point in POINTS if point.startswith(DAEMONS)],
     "delete": [
         "delete.begun", "delete.run", "delete.released", *tell("delete"), "runc.delete.begun", "runc.delete.half",
         "runc.delete.done", "shutdown.begun", "shutdown.excused", "shutdown.unlinked", "shutdown.answered",
@@ -54,6 +63,13 @@ STEPS: dict[str, list[str]] = {
 # What a life must be like for a step to come.
 SCHEMES = {"log.spooled": "json", "log.written": "json", "log.read": "tty"}
 HOOKS = {"runc.create.half": "createRuntime", "runc.delete.half": "poststop"}
+# Those of a takeover: the shim was killed once already.
+SECOND = ("takeover", "keeper.shim_ended", "keeper.succession", "keeper.noted")
+# At these a container has no shim.
+NO_SHIM = (
+    "keeper.claimed", "keeper.shim_ended", "daemon.create.begin", "daemon.create.row_stored",
+    "daemon.create.bundle_made", "daemon.delete.shim_down", "daemon.delete.bundle_removed", "daemon.delete.row_removed",
+)  # fmt: skip
 # An exec that ends while keeper and shim die together, before anybody could pin it, is reaped by a stranger: its status
 # is unknown then, and may never be a guess.
 UNPINNED = ("exec_start.run", "exec_start.adopted", "runc.exec.begun", "runc.exec.done")
@@ -88,6 +104,7 @@ def cells_of(operation: str) -> list[Cell]:
         for step in STEPS[operation]
         for victims in (*SINGLE, *PAIRS)
         if RUNC not in victims or step.startswith("runc.")
+        if SHIM not in victims or step not in NO_SHIM
     ]
 
 
@@ -99,11 +116,11 @@ SHORT = [
             "create.mounted", "create.adopted", "tell.saved.tasks.create", "start.run", "tell.begun.tasks.start",
             "exec.written", "exec_start.run", "exit.reaped.exec.e1", "exec_delete.half", "log.spliced", "rotate.moved",
             "pause.run", "resume.run", "update.begun", "upgrade.frozen", "upgrade.executed",
-            "exit.recorded.init", "ack.begun", "delete.run", "shutdown.unlinked",
+            "exit.recorded.init", "ack.begun", "delete.run", "shutdown.unlinked", "takeover.waited",
         ),
-        (DAEMON, SHIM): ("create.run", "exit.saved.init", "delete.released"),
+        (DAEMON, SHIM): ("create.run", "exit.saved.init", "delete.released", "daemon.create.task_created"),
         (KEEPER, SHIM): ("create.pinned", "exit.reaped.init", "log.written"),
-        (KEEPER,): ("create.saved", "exit.drained.init"),
+        (KEEPER,): ("create.saved", "exit.drained.init", "keeper.answered"),
         (DAEMON,): ("exec_start.adopted",),
         (RUNC,): ("runc.create.half", "runc.exec.done"),
         (SHIM, RUNC): ("runc.pause.done", "runc.delete.begun"),
@@ -139,13 +156,21 @@ def run_cell(box: MatrixBox, cell: Cell, scale: float) -> None:
     life.types_input = cell.step.startswith("attach.")
     life.upgrades = cell.step.startswith("upgrade.")
     life.may_lose_output = cell.step in LOSING and SHIM in cell.victims
-    life.waits_for_strike = cell.step.startswith(("log.", "rotate."))
+    life.loses_shim = cell.step.startswith(SECOND)
+    if life.loses_shim and SHIM not in cell.victims:
+        life.victims = (*cell.victims, SHIM)
+    life.waits_for_strike = cell.step.startswith(("log.", "rotate.", "takeover.", "keeper.s"))
     life.may_miss_exec = cell.step in UNPINNED and {KEEPER, SHIM} <= {*cell.victims}
     cell.is_bound = life.may_miss_exec or life.may_lose_output
     if cell.step in HOOKS:
         gate = cell.step.removeprefix("runc.")
         life.hooks = {HOOKS[cell.step]: [{"path": box.program, "args": ["runc", "hook", gate]}]}
-    box.lay(cell.step)
+    if KEEPER in cell.victims:
+        box.ensure_keeper()
+    if life.waits_for_strike or life.loses_shim:
+        life.late_trap = cell.step
+    else:
+        box.lay(cell.step)
     life.strike = strike = Strike(box, life.id, cell.victims)
     began = time.monotonic()
     strike.start()
