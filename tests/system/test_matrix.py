@@ -26,6 +26,10 @@ the byte, both exit statuses are exact and stored once, every event was told onc
 2 s, and nothing is left. The number is the whole life in seconds. `ok*`: the same, within a bound that SHIM.md states:
 the chunk in hand of a terminal's JSON log; an exec that ends as keeper and shim die, before it is pinned, is *unknown*.
 
+`takeover.*` and the keeper's steps after `keeper.shim_ended` are reached by a first SIGKILL, of the shim; the column's is the second.
+An empty cell: there is nobody of that kind at that step. The daemon's other steps (records, restarts, upgrades) are in
+`tests/system/test_daemon_faults.py`, the daemon alone being killed there.
+
 """
 
 done: list[Cell] = []
