@@ -171,7 +171,7 @@ def ask(path: bytes, request: bytes) -> "tuple[bytes, bytes]":
         if len(fields) != 3:
             raise Unserved("it speaks another language")
         if fields[1] == OK and not _is_handed(connection):
-            raise Unserved("it died before the shim had its bundle")
+            raise ConnectionResetError("it died before the shim had its bundle")
         return fields[1], fields[2]
     finally:
         connection.close()

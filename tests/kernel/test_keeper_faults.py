@@ -7,7 +7,9 @@ import signal
 import socket
 import time
 
-from shim import launch
+import pytest
+
+from shim import faults, launch
 from tests.support import leaks
 from tests.support.keeperbox import KeeperBox, copy_of_the_code, finish, parent_of, replace_text, state_of
 from tests.support.shimbox import ShimBox
@@ -38,6 +40,24 @@ def test_a_killed_keeper_harms_nobody_and_the_next_start_gets_another() -> None:
         assert keeper.pid != first
         box.kill(9)
         assert box.wait().exit_status == 137
+
+
+@pytest.mark.parametrize("step", ["claimed", "published", "answered", "handed"])
+def test_a_keeper_killed_while_it_hands_over_leaves_no_start_without_a_shim(step: str) -> None:
+    """Answered is not begun: the copy that was promised may have got nothing. One that has listener and lock serves."""
+    with KeeperBox() as keeper:
+        traps = os.path.join(keeper.folder, "traps")
+        os.mkdir(traps)
+        keeper.environment |= {"SHIMD_SHIM_FAULTS": traps, "SHIMD_SHIM_FAULTS_ARMED": faults.ARMED}
+        keeper.bundle("first").start()
+        first = keeper.wait_ready()
+        os.close(os.open(f"{traps}/keeper.{step}", os.O_CREAT | os.O_WRONLY))
+        bundle = keeper.bundle("c1")
+        bundle.start()
+
+        assert bundle.info().pid == bundle.shim_pid
+        assert not keeper.is_alive(first)
+        assert COLD not in bundle.read("shim.log")
 
 
 def test_a_template_that_dies_is_made_anew() -> None:

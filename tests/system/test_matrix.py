@@ -26,9 +26,9 @@ the byte, both exit statuses are exact and stored once, every event was told onc
 2 s, and nothing is left. The number is the whole life in seconds. `ok*`: the same, within a bound that SHIM.md states:
 the chunk in hand of a terminal's JSON log; an exec that ends as keeper and shim die, before it is pinned, is *unknown*.
 
-`takeover.*` and the keeper's steps after `keeper.shim_ended` are reached by a first SIGKILL, of the shim; the column's is the second.
-An empty cell: there is nobody of that kind at that step. The daemon's other steps (records, restarts, upgrades) are in
-`tests/system/test_daemon_faults.py`, the daemon alone being killed there.
+`takeover.*` and the keeper's steps from `keeper.shim_ended` on are reached by a first SIGKILL, of the shim; the column
+says who gets the second. An empty cell: there is nobody of that kind at that step. The daemon's other steps (records,
+restarts, upgrades) are in `tests/system/test_daemon_faults.py`, the daemon alone being killed there.
 
 """
 
@@ -62,7 +62,7 @@ def test_whoever_is_killed_nothing_is_lost_in_short() -> None:
     assert run(SHORT) == []
 
 
-@pytest.mark.skipif(not IS_WHOLE, reason="a quarter of an hour: make matrix")
+@pytest.mark.skipif(not IS_WHOLE, reason="ten minutes: make matrix")
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("operation", STEPS)
 def test_whoever_is_killed_nothing_is_lost(operation: str) -> None:
