@@ -89,6 +89,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "shim logs": Entry("shims", "LOGS", "what the container has written"),
         "shim wait": Entry("shims", "WAIT", "wait for the end and tell the exit code"),
         "shim stack": Entry("shim_stack", "STACK", "where the shim is right now, also one that answers nobody"),
+        "shim upgrade": Entry("shim_upgrade", "UPGRADE", "have running shims go on as this version, in place"),
         "shim delete": Entry("shims", "DELETE", "delete the task and end its shim"),
     },
     "Shell": {

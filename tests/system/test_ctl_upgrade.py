@@ -1,0 +1,94 @@
+"""`shimctl shim upgrade`: one shim, all of them, with the daemon up and down; the daemon takes no pause for a loss."""
+
+import json
+import os
+from typing import Any
+
+import pytest
+
+from tests.support.codetree import CodeTree
+from tests.support.ctlbox import CtlBox
+from tests.support.shimctl import finish
+from tests.support.waiting import wait_until
+
+COUNT = int(os.environ.get("SHIMD_TEST_UPGRADED_SHIMS", "6"))
+PROGRAM = ("sh", "-c", "trap 'exit 42' TERM; n=0; while :; do echo line $n; n=$((n+1)); usleep 20000; done")
+GO = ("--runtime", "io.containerd.runc.v2")
+
+
+def upgraded(box: CtlBox, *words: str, code: int = 0) -> dict[str, dict[str, Any]]:
+    found = json.loads(box.ctl.output("shim", "upgrade", "--json", *words, code=code))
+    return {each["id"]: each for each in found}
+
+
+def pids(box: CtlBox) -> dict[str, tuple[int, int]]:
+    """Of every container: its shim's and its own."""
+    found = json.loads(box.ctl.output("shim", "list", "--json"))
+    return {each["id"]: (each["pid"], each["state"]["pid"]) for each in found}
+
+
+def test_all_at_once_and_nobody_notices() -> None:
+    """With the daemon up: events of waits, logs to the line, no loss on its side; a foreign shim is skipped."""
+    with CtlBox() as box:
+        names = [f"c{number}" for number in range(COUNT)]
+        for name in names:
+            box.detached(name, *PROGRAM)
+        box.detached("go", "sleep", "1000", options=GO)
+        waiters = {name: box.ctl.start("wait", name) for name in names}
+        before = pids(box)
+        dry = upgraded(box, "--all", "--dry-run")
+        assert {dry[name]["result"] for name in names} == {"could"}
+        found = upgraded(box, "--all", "--parallel", "3")
+
+        assert {found[name]["result"] for name in names} == {"upgraded"}
+        assert all(found[name]["pause_ms"] > 0 for name in names)
+        assert (found["go"]["result"], found["go"]["reason"]) == ("skipped", "its shim is not shimd's")
+        assert pids(box) == before
+        assert "upgraded" in box.ctl.output("shim", "upgrade", "c0")
+        assert box.ctl.output("shim", "exec", "c0", "echo", "hi") == "hi\n"
+        for name in names:
+            box.ctl.output("kill", "-s", "TERM", name)
+            assert finish(waiters[name])[:2] == (42, b"42\n")
+            lines = box.ctl.output("logs", name).splitlines()
+            assert lines == [f"line {number}" for number in range(len(lines))]
+            ended = json.loads(box.ctl.output("inspect", name))
+            assert '"waitid"' in json.dumps(ended)
+        told = box.daemon.log()
+        assert "raised" not in told
+        assert " ERROR " not in told
+        box.ctl.output("kill", "go")
+        for name in (*names, "go"):
+            wait_until(lambda name=name: name not in running(box), what="its end")  # type: ignore[misc]
+            box.remove(name)
+
+
+def running(box: CtlBox) -> list[str]:
+    return box.ctl.output("ps", "-q").split()
+
+
+def test_with_the_daemon_down_and_to_code_that_will_not_do() -> None:
+    """A failure is told with its reason and the exit code 1; the old code goes on."""
+    with CtlBox() as box:
+        box.detached("one", "sleep", "1000")
+        box.daemon.kill()
+        assert upgraded(box, "one")["one"]["result"] == "upgraded"
+        wrong = box.ctl.run("shim", "upgrade", "--python", "/nowhere/python", "one")
+        assert (wrong.returncode, "cannot be run" in wrong.stderr) == (1, True)
+        tree = CodeTree(box.daemon.folder, "9.9.0")
+        tree.edit("shim/bundle.py", "STATE_VERSION = 1", "STATE_VERSION = 2")
+        failing = box.ctl.run("shim", "upgrade", "--json", "--code", tree.path, "one")
+        (outcome,) = json.loads(failing.stdout)
+        assert (failing.returncode, outcome["result"]) == (1, "failed")
+        assert "the state is of version 1; 9.9.0 reads 2" in outcome["reason"]
+        assert box.ctl.output("shim", "exec", "one", "echo", "hi") == "hi\n"
+        box.daemon.start()
+        assert "one" in running(box)
+        box.ctl.output("kill", "one")
+        wait_until(lambda: "one" not in running(box), what="its end")
+        box.remove("one")
+
+
+@pytest.mark.parametrize("words", [(), ("--all", "one"), ("--parallel", "0", "one")])
+def test_what_does_not_go_together_is_a_usage_error(words: tuple[str, ...]) -> None:
+    with CtlBox() as box:
+        assert box.ctl.run("shim", "upgrade", *words).returncode == 2
