@@ -16,7 +16,20 @@ from bench.rig import Daemon, Rig, rig
 
 # In the order they are run; each with a rig of its own.
 SCRIPTS = (
-    *("memory", "start", "execs", "exits", "restart", "upgrade", "cli", "rps", "logs", "keeper", "hostile"),
+    *(
+        "memory",
+        "start",
+        "execs",
+        "exits",
+        "restart",
+        "upgrade",
+        "shim_upgrade",
+        "cli",
+        "rps",
+        "logs",
+        "keeper",
+        "hostile",
+    ),
     *("ctr", "ctr_memory", "ctr_logs"),  # our shim under containerd: these name another class for our side
 )
 # Measured without a peer, by its own main; a length that is bearable beside the others.

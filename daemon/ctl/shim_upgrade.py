@@ -64,13 +64,10 @@ def request_of(args: argparse.Namespace) -> "shim.UpgradeRequest":
 
     Raises: CtlError when that has not.
     """
-    from shim.launcher import module_paths
     from ttrpc.api import shim
 
-    python, paths = sys.executable, module_paths()
-    if args.python:
-        python = os.path.abspath(args.python)
-        paths = _paths_of(python)
+    python = os.path.abspath(args.python) if args.python else sys.executable
+    paths = _paths_of(python)
     if args.code:
         paths[0] = os.path.abspath(args.code)
     return shim.UpgradeRequest(python=python, paths=paths, dry_run=args.dry_run)
