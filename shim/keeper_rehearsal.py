@@ -18,15 +18,16 @@ import socket
 import sys
 import time
 
-from shim import faults
+from shim import cgroups, faults
 from shim.keeper_copy import pack, put_on, receive
 from shim.keeper_memory import gather
+from shim.oom import OomWatch
 from shim.params import Params
 from shim.serve import Shim
 from shim.shimlog import ShimLog
 from shim.shimservice import SERVICE
 from shim.spares import NAME_MAX_BYTES, PIN, PINNED
-from shim.steps import Signal
+from shim.steps import Signal, Spawn
 from ttrpc.api import runc, shim, task, wkt
 from ttrpc.connection import CALLEE, CALLER, Connection
 from ttrpc.service import find_method
@@ -38,13 +39,13 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
 
-    from shim.steps import Spawn
+    from shim.cgroups import CgroupPaths
     from ttrpc.wire_events import Event
 
 TASK = "containerd.task.v2.Task"
 ID = "rehearsal"
-# Code is specialised after it ran eight times; what runs once in a life needs as many lives.
-LIVES = 10
+# Code is specialised after it ran eight times; what runs once in a life needs as many lives, of either kind.
+LIVES = 18
 FIRST_LIVES = 2  # one of each kind: see Stage.play
 MEMORY = "/dev/shm"  # noqa: S108 - a life is mostly waiting for the disk elsewhere; the folder made in it is ours alone
 FOLDER = "shimd-stage-"  # not `shimd-rehearsal-`: an older version sweeps those by pid
@@ -148,8 +149,9 @@ class Stage:
         self.uplinks: list[tuple[socket.socket, Connection]] = []
         self.keeper, shims_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.shim = self._make_shim(shims_end.detach())
-        self.shim.parts.find_cgroup = _no_cgroup
+        self.shim.parts.find_cgroup = self._find_cgroup
         self.shim.parts.pin = _no_pin
+        self.start = self.shim.reaper.start
         self.shim.reaper.start = self._run_runtime  # type: ignore[method-assign]  # the stage plays the runtime
         self.runs = 0
         self.parent_pid = os.getppid()
@@ -195,6 +197,8 @@ class Stage:
 
     def _run_runtime(self, step: "Spawn") -> int:
         """A call that has succeeded already, and did what runc does: a pid file, a process that writes."""
+        if not self.runs:
+            self._fail_to_start(step)
         self.runs += 1
         pid = NO_PID + self.runs
         ended = Signal()
@@ -208,6 +212,13 @@ class Stage:
                     os.write(fd, OUTPUT)
         return pid
 
+    def _fail_to_start(self, step: "Spawn") -> None:
+        """All of a start but a program."""
+        try:
+            self.start(Spawn((f"{self.bundle}/nothing", *step.argv[1:]), stdio=step.stdio, more=step.more))
+        except FileNotFoundError:
+            pass  # as it should be
+
     def _make_process(self) -> int:
         read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
         pid = os.fork()
@@ -219,6 +230,17 @@ class Stage:
         os.close(read_fd)
         self.ends.append(write_fd)
         return pid
+
+    def _find_cgroup(self, _pid: int) -> "CgroupPaths":
+        """Look for one, and watch it: our own, of which the container is to know nothing."""
+        paths = cgroups.find(os.getpid())
+        try:
+            watch = OomWatch(self.shim.loop, paths, lambda _count: None)
+            watch.count()
+            watch.close()
+        finally:
+            paths.close()
+        raise FileNotFoundError("there is no cgroup on the stage")
 
     def _play_keeper(self) -> None:
         """Say that what was asked is done; nothing is."""
@@ -375,7 +397,3 @@ def _listen(path: str) -> socket.socket:
 
 def _no_pin(_pidfd: int, _path: str) -> None:
     """Nothing is mounted for a play."""
-
-
-def _no_cgroup(_pid: int) -> object:
-    raise FileNotFoundError("there is no cgroup on the stage")

@@ -21,6 +21,8 @@ WRITE = select.EPOLLOUT
 
 # Cancelled timers stay in the heap until due; more than this many, and more than half of all, are swept out.
 SWEEP_MIN = 64
+# In one turn; what is left over comes in the next. Room for as many as may be open, the default, is 12 KB each turn.
+READY_MAX = 32
 
 
 class Timer:
@@ -276,7 +278,7 @@ class Loop:
         pulse = self.pulse
         if pulse is not None:
             pulse.rest()
-        ready = self._epoll.poll(wait_s)
+        ready = self._epoll.poll(wait_s, READY_MAX)
         if pulse is not None:
             pulse.work()
         for fd, mask in ready:

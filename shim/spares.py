@@ -26,6 +26,7 @@ PIN, UNPIN, PINNED = b"pin ", b"unpin ", b"pinned"
 LISTENER, LOCK = "listener", "lock"
 CONNECTION = "conn."  # how the names of accepted connections and their ledgers begin; no process has such a name
 NAME_MAX_BYTES = 4096
+ANSWER_MAX_BYTES = 64  # of the keeper; there is one, PINNED
 
 
 class KeeperLink:
@@ -196,7 +197,7 @@ class Spares:
     def _ready(self, mask: int) -> None:
         if mask & ~WRITE and self._connection is not None:
             try:
-                message = self._connection.recv(NAME_MAX_BYTES)
+                message = self._connection.recv(ANSWER_MAX_BYTES)
             except BlockingIOError:
                 message = b" "
             except OSError:

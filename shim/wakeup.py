@@ -32,7 +32,7 @@ class Wakeup:
 
     def _on_ready(self, _mask: int) -> None:
         try:
-            numbers = os.read(self._read_fd, 4096)
+            numbers = os.read(self._read_fd, 256)
         except BlockingIOError:
             return
         for signum in sorted(set(numbers)):
