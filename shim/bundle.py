@@ -17,6 +17,7 @@ SPEC_MAX_BYTES = 16 * 1024 * 1024
 STATE_VERSION = 1
 # Set aside for an exit record (under 600 bytes), so that a full disk cannot keep an exit from being written.
 RESERVE_BYTES = 4096
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def is_valid_id(text: str) -> bool:
@@ -102,7 +103,8 @@ def read_file(path: str, limit: int = SPEC_MAX_BYTES) -> bytes:
         if found.st_size > limit:
             raise ValueError(f"{path} has {found.st_size} bytes, more than {limit}")
         parts = []
-        while part := os.read(fd, 1 << 20):
+        # Room for what is there, and for the end of it: a megabyte would be mapped, touched and unmapped each time.
+        while part := os.read(fd, min(1 << 20, found.st_size + 256)):
             parts.append(part)
         return b"".join(parts)
     finally:
@@ -183,7 +185,7 @@ class Bundle:
         return int(read_file(name, 64))
 
     def write_json(self, name: str, value: object, *, mode: int = 0o600) -> None:
-        write_replacing(self.file(name), json.dumps(value, separators=(",", ":")).encode(), mode=mode)
+        write_replacing(self.file(name), _to_json(value).encode(), mode=mode)
 
     def read_state(self) -> "dict[str, Any] | None":
         """state.json of this or an earlier shim; None when there is none we understand."""

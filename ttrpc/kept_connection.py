@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         def drop(self, ledger: "Ledger") -> None: ...
 
 
+PEEK_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_PEEK)  # as an enum each `|` is a search
 SO_PEEK_OFF = 42  # asm-generic/socket.h; the socket module has no name for it
 # Shared by all connections: its contents are used up at once. What is taken from a socket goes where it was peeked to a
 # moment ago: memory that is there, so that the taking cannot stop half-way.
@@ -116,7 +117,7 @@ class KeptConnection(LoopConnection):
             super()._read(hung_up)
             return
         try:
-            count = self.sock.recv_into(_scratch, READ_BYTES, socket.MSG_DONTWAIT | socket.MSG_PEEK)
+            count = self.sock.recv_into(_scratch, READ_BYTES, PEEK_FLAGS)
         except BlockingIOError:
             return
         except OSError:

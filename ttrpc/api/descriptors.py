@@ -34,6 +34,7 @@ _DAEMON_PREFIXES = (
 
 _pool = descriptor_pool.DescriptorPool()
 _loaded: set[str] = set()
+_classes: "dict[str, type[Message]]" = {}
 
 
 def _load(name: str) -> None:
@@ -81,8 +82,11 @@ def message_class(full_name: str) -> "type[Message]":
 
     Raises: KeyError for a name in neither set.
     """
-    _load_for(full_name)
-    return message_factory.GetMessageClass(_pool.FindMessageTypeByName(full_name))
+    found = _classes.get(full_name)
+    if found is None:
+        _load_for(full_name)
+        found = _classes[full_name] = message_factory.GetMessageClass(_pool.FindMessageTypeByName(full_name))
+    return found
 
 
 def make_shim_classes() -> None:
