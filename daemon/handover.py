@@ -37,6 +37,7 @@ PROTOCOL = 1
 FD_VARIABLE = "SHIMD_HANDOVER_FD"
 MAX_MESSAGE_BYTES = 64 << 10
 MAX_FDS = 250  # SCM_MAX_FD is 253: unix(7)
+_FDS_ROOM = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
 
 
 class Gone(Exception):
@@ -123,7 +124,8 @@ class Channel:
         """
         while True:
             try:
-                data, fds, _, _ = socket.recv_fds(self.sock, MAX_MESSAGE_BYTES, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
+                # Not socket.recv_fds: CPython 3.11 leaves its flags out, and what we start would inherit the locks.
+                data, ancillary, _, _ = self.sock.recvmsg(MAX_MESSAGE_BYTES, _FDS_ROOM, socket.MSG_CMSG_CLOEXEC)
                 break
             except BlockingIOError:
                 await trio.lowlevel.wait_readable(self.sock)
@@ -131,6 +133,7 @@ class Channel:
                 raise Gone(str(error)) from None
         if not data:
             raise Gone("it has ended")
+        fds = _fds_of(ancillary)
         try:
             message = json.loads(data)
             word = message["word"]
@@ -140,7 +143,16 @@ class Channel:
             for fd in fds:
                 os.close(fd)
             raise Misunderstood(f"expected {' or '.join(words)}, not {data[:200]!r}")
-        return message, list(fds)
+        return message, fds
+
+
+def _fds_of(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    """What came along (unix(7), SCM_RIGHTS), ours from here on."""
+    fds = array.array("i")
+    for level, kind, rights in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(rights[: len(rights) - len(rights) % fds.itemsize])
+    return list(fds)
 
 
 async def send_kept(channel: Channel, kept: list[KeptConnection], **values: Any) -> None:

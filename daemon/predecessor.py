@@ -5,6 +5,7 @@ import logging
 import os
 import socket
 import time
+from typing import Any
 
 from daemon import faults
 from daemon.config import Config
@@ -35,14 +36,15 @@ class Predecessor:
         An old daemon that dies from here on is replaced all the same: to give up it would end us first.
         Blocks: as long as the old daemon wants to serve on. Raises: NotTakenOver.
         """
+        seat = Seat([], [])
         try:
             hello, fds = await self._channel.receive("hello")
-            seat = _seat(config, hello, fds)
-            self.record = shimd.UpgradeRecord.FromString(bytes.fromhex(hello["record"]))
+            seat, self.record = _read_hello(config, hello, fds)
             self.record.to_version, self.record.to_pid = VERSION, os.getpid()
             faults.point("successor.began")
             await self._channel.send("ready", version=VERSION, pid=os.getpid())
         except Gone:
+            seat.release(is_given=True)
             raise NotTakenOver("the daemon that was to be replaced is gone") from None
         except (Misunderstood, OSError, KeyError, ValueError) as error:
             await self._refuse(str(error))
@@ -86,20 +88,32 @@ class Predecessor:
         faults.point("successor.serving")
 
 
+def _read_hello(config: Config, hello: "dict[str, Any]", fds: list[int]) -> "tuple[Seat, shimd.UpgradeRecord]":
+    """What the hello brought. Raises: see `_seat`; then its descriptors are closed."""
+    try:
+        record = shimd.UpgradeRecord.FromString(bytes.fromhex(hello["record"]))
+        return _seat(config, hello, fds), record
+    except BaseException:
+        for fd in fds:
+            os.close(fd)
+        raise
+
+
 def _seat(config: Config, hello: dict[str, object], fds: list[int]) -> Seat:
-    """What the hello brought. Raises: NotTakenOver when the configuration is about other directories."""
+    """The place it describes. Raises: Misunderstood, for one when the configuration is about other directories."""
     if hello["protocol"] != PROTOCOL:
         raise Misunderstood(f"protocol {hello['protocol']}, this program knows {PROTOCOL}")
-    places = hello["locks"]
+    places, kinds = hello["locks"], hello["listeners"]
     assert isinstance(places, list)
+    assert isinstance(kinds, list)
+    if len(fds) != len(places) + len(kinds):
+        raise Misunderstood(f"{len(fds)} descriptors for {len(places)} locks and {len(kinds)} listeners")
     locks = [DirectoryLock.adopted(path, fd) for path, fd in zip(places, fds, strict=False)]
     for directory in dict.fromkeys((config.state_dir, config.root_dir)):
         if not any(lock.is_of(directory) for lock in locks):
             raise Misunderstood(
                 f"it does not own {directory}: a daemon with other directories is started beside it, not in its place"
             )
-    kinds = hello["listeners"]
-    assert isinstance(kinds, list)
     listeners = [
         Listener(socket.socket(fileno=fd), is_ours=is_ours, is_stored=is_stored)
         for (is_ours, is_stored), fd in zip(kinds, fds[len(locks) :], strict=True)

@@ -23,6 +23,7 @@ SOFT_SHARE = 0.9  # of pytest-timeout's limit, which ends the whole run: ours fa
 
 session_key = pytest.StashKey[leaks.Session]()
 final_leaks_key = pytest.StashKey[leaks.Leaks]()
+interrupted_key = pytest.StashKey[bool]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -88,6 +89,8 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     is_deep = tier_of(request.node) not in LIGHT_TIERS
     before = leaks.look(session, deep=is_deep)
     yield
+    if request.config.stash.get(interrupted_key, False):
+        return  # a person's Ctrl-C: the test was left where it stood, and the last sweep takes what it has
     found = leaks.check(session, before, deep=is_deep)
     if found:
         leaks.remove(session, before, found, deep=is_deep)
@@ -163,12 +166,13 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         signal.signal(signal.SIGALRM, before)
 
 
-def fail_when_overtime() -> Generator[None, object, object]:
+def fail_when_overtime(item: pytest.Item) -> Generator[None, object, object]:
     """Turn what `ring` raised into a failure of this test; a person's Ctrl-C stays what it is."""
     try:
         return (yield)
     except (OverTime, KeyboardInterrupt):
         if not Alarm.has_rung:
+            item.config.stash[interrupted_key] = True
             raise
         Alarm.has_rung = False
         pytest.fail(f"not done after {Alarm.limit_s:g} s; the stacks are on stderr")
@@ -176,17 +180,17 @@ def fail_when_overtime() -> Generator[None, object, object]:
 
 @pytest.hookimpl(wrapper=True, specname="pytest_runtest_setup")
 def pytest_runtest_setup_in_time(item: pytest.Item) -> Generator[None, object, object]:
-    return (yield from fail_when_overtime())
+    return (yield from fail_when_overtime(item))
 
 
 @pytest.hookimpl(wrapper=True, specname="pytest_runtest_call")
 def pytest_runtest_call_in_time(item: pytest.Item) -> Generator[None, object, object]:
-    return (yield from fail_when_overtime())
+    return (yield from fail_when_overtime(item))
 
 
 @pytest.hookimpl(wrapper=True, specname="pytest_runtest_teardown")
 def pytest_runtest_teardown_in_time(item: pytest.Item) -> Generator[None, object, object]:
-    return (yield from fail_when_overtime())
+    return (yield from fail_when_overtime(item))
 
 
 # --- async tests ------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from shim.keeper_code import our_modules
 from tests.support.source import Module, module, modules
 
 # Each costs a cold shim 0.5 to 3 MB of private memory, and there is one shim per container.
@@ -172,3 +173,10 @@ def test_the_command_line_starts_without_trio_and_protobuf() -> None:
     loaded = loaded_by("import daemon.ctl.__main__")
 
     assert loaded & {"trio", "asyncio", "psutil", "sqlite3", "google.protobuf", "ttrpc.aio"} == set()
+
+
+def test_the_keeper_preloads_nothing_that_is_not_a_shims() -> None:
+    """Every module of ttrpc that is not left out by name is loaded, so one for the daemon must be: it brings trio."""
+    assert loaded_by("from shim.keeper_code import preload; preload()") & (COSTLY - PULLED_IN_ANYWAY) == set()
+    assert [name for name in our_modules() if any(is_within(name, parent) for parent in NOT_IN_SHIM)] == []
+    assert [name for name in our_modules() if name.startswith("ttrpc.aio")] == []
