@@ -1,10 +1,13 @@
 """The leak check finds what it is there to find, and removes it; each test cleans up by the very function it checks."""
 
 import os
+import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 
+import prctl
 import pytest
 
 from tests.support import leaks
@@ -84,6 +87,41 @@ def test_an_open_descriptor_is_told(found_after) -> None:
 
     assert [f"{opened[0]} → /dev/null"] == found.fds
     os.close(opened[0])
+
+
+def test_what_would_change_the_life_of_later_tests_is_told_and_undone(found_after, session) -> None:
+    """A subreaper gets orphans it never waits for, and what it starts may wait for signals that are blocked."""
+
+    def change() -> None:
+        prctl.set_child_subreaper(1)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+
+    try:
+        found = found_after(change)
+        leaks.clear(session, found)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+
+    assert found.traits == ["blocks the signals 0000000000010000", "is a child subreaper"]
+    assert not prctl.get_child_subreaper()
+
+
+def test_an_interrupted_run_ends_quietly(short_dir: str) -> None:
+    """A person's Ctrl-C leaves the test where it stands: that is no leak to be told with a traceback."""
+    path = f"{short_dir}/test_it.py"
+    with open(path, "w", encoding="ascii") as file:
+        file.write(
+            "import os, signal, tempfile\n"
+            "def test_it():\n    tempfile.mkdtemp()\n    os.kill(os.getpid(), signal.SIGINT)\n    signal.pause()\n"
+        )
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    words = ["-m", "pytest", "-q", "-p", "tests.conftest", "-p", "no:cacheprovider", "--rootdir", short_dir, path]
+    done = subprocess.run([sys.executable, *words], cwd=root, capture_output=True, text=True, timeout=60)
+
+    assert done.returncode == pytest.ExitCode.INTERRUPTED, done.stdout + done.stderr
+    assert "KeyboardInterrupt" in done.stdout
+    assert "left behind" not in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
 
 
 def test_clearing_ends_what_was_found(session: leaks.Session) -> None:

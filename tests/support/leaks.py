@@ -21,6 +21,8 @@ import tempfile
 import uuid
 from dataclasses import dataclass, field
 
+import prctl
+
 from tests.support.waiting import wait_until
 
 MARK = "SHIMD_TEST_RUN"
@@ -32,6 +34,7 @@ ROUNDS = 5  # of killing: each may bring to light what the killed one was about 
 OWN_ENTRIES = ("owner", "p")  # the session's own in its folder
 FOREIGN_CGROUPS = (".slice", ".scope", ".service", "docker", "kubepods")
 PASSING_FDS = ("/dev/urandom", "/dev/random")  # opened once, lazily, by libraries
+SUBREAPER = "is a child subreaper"
 OUR_PLACES = ("/run/shimd", "/var/lib/shimd", "/run/containerd/runc", "/run/containerd/s")
 
 
@@ -59,6 +62,7 @@ class Snapshot:
     netns: frozenset[str] = frozenset()
     fds: frozenset[str] = frozenset()
     entries: frozenset[str] = frozenset()
+    traits: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -71,9 +75,11 @@ class Leaks:
     netns: list[str] = field(default_factory=list)
     fds: list[str] = field(default_factory=list)
     entries: list[str] = field(default_factory=list)
+    traits: list[str] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.processes or self.mounts or self.cgroups or self.netns or self.fds or self.entries)
+        others = self.mounts or self.cgroups or self.netns or self.fds or self.entries or self.traits
+        return bool(self.processes or others)
 
     def __str__(self) -> str:
         lines = [f"process {pid}: {text}" for pid, text in sorted(self.processes.items())]
@@ -82,6 +88,7 @@ class Leaks:
         lines += [f"network namespace {name}" for name in self.netns]
         lines += [f"file descriptor {text}" for text in self.fds]
         lines += [f"file {path}" for path in self.entries]
+        lines += [f"this process {text}" for text in self.traits]
         return "\n".join(lines)
 
 
@@ -126,6 +133,7 @@ def remove(session: Session, before: Snapshot, found: Leaks, *, deep: bool = Tru
         clear(session, found)
         found = compare(session, before, look(session, deep=deep), deep=deep)
         found.fds.clear()
+        found.traits.clear()
         if not found:
             break
 
@@ -156,8 +164,9 @@ def look(session: Session, *, deep: bool = True) -> Snapshot:
     """What there is now. Not deep: this process and its children only, for tests that start nothing."""
     fds = frozenset(own_fds())
     entries = frozenset(os.listdir(session.folder)) - frozenset(OWN_ENTRIES)
+    traits = frozenset(own_traits())
     if not deep:
-        return Snapshot(pids=frozenset(children()), fds=fds, entries=entries)
+        return Snapshot(pids=frozenset(children()), fds=fds, entries=entries, traits=traits)
     return Snapshot(
         pids=frozenset(pids()),
         mounts=frozenset(mounts()),
@@ -165,6 +174,7 @@ def look(session: Session, *, deep: bool = True) -> Snapshot:
         netns=frozenset(named_netns()),
         fds=fds,
         entries=entries | frozenset(places()),
+        traits=traits,
     )
 
 
@@ -177,6 +187,7 @@ def compare(session: Session, before: Snapshot, after: Snapshot, *, deep: bool =
             found.processes[pid] = text
     found.fds = sorted(after.fds - before.fds)
     found.entries = sorted(after.entries - before.entries)
+    found.traits = sorted(after.traits - before.traits)
     if deep:
         found.mounts = sorted(path for path in after.mounts - before.mounts if is_our_mount(session, path))
         found.cgroups = sorted(path for path in after.cgroups - before.cgroups if is_our_cgroup(session, path))
@@ -199,6 +210,15 @@ def check(session: Session, before: Snapshot, *, deep: bool = True) -> Leaks:
     with contextlib.suppress(AssertionError):
         wait_until(is_clean, deadline_s=SETTLE_S, what="what the test started to go")
     return last[0]
+
+
+def own_traits() -> list[str]:
+    """What changes how later tests and what they start live: orphans would fall to us, signals would not come."""
+    status = dict(line.split(":\t", 1) for line in read("/proc/self/status").splitlines() if ":\t" in line)
+    found = [f"blocks the signals {status['SigBlk']}", f"ignores the signals {status['SigIgn']}"]
+    if prctl.get_child_subreaper():
+        found.append(SUBREAPER)
+    return found
 
 
 def pids() -> list[int]:
@@ -344,6 +364,8 @@ def read(path: str) -> str:
 
 def clear(session: Session, found: Leaks) -> None:
     """Remove what was found, so that the next test is not blamed. Descriptors are left: their owner may live on."""
+    if SUBREAPER in found.traits:
+        prctl.set_child_subreaper(0)
     for pid in found.processes:
         kill(session, pid)
     for path in sorted(found.mounts, reverse=True):
