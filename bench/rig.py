@@ -1,5 +1,6 @@
 """The ground a measurement stands on: a private folder, a root file system, two daemons, nothing left afterwards."""
 
+import abc
 import contextlib
 import os
 import shutil
@@ -84,7 +85,7 @@ def program(name: str) -> str:
 
 
 @dataclass(eq=False)
-class Daemon:
+class Daemon(abc.ABC):
     """What both daemons have: a process, a socket, containers with a shim each. Subclasses say how to ask."""
 
     rig: Rig
@@ -107,45 +108,45 @@ class Daemon:
         return os.path.join(self.folder, "state")
 
     @property
+    @abc.abstractmethod
     def socket_path(self) -> str:
         """The socket whose answer means: it serves."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def argv(self) -> list[str]:
         """How to start it."""
-        raise NotImplementedError
 
     def environment(self) -> dict[str, str]:
         """What it and its shims are started with."""
         return dict(os.environ)
 
+    @abc.abstractmethod
     def client(self, *words: str) -> list[str]:
         """A command line of its client."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def run_words(self, container: str, *argv: str) -> list[str]:
         """The client's words for: run detached."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def run_and_remove_words(self, container: str, *argv: str) -> list[str]:
         """The client's words for: run, wait, remove."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def exec_words(self, container: str, number: int, *argv: str) -> list[str]:
         """The client's words for: one more process in it."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def running(self) -> dict[str, int]:
         """Container → pid of every task now running."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def shim_pid(self, container: str) -> int:
         """The pid of its shim."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def remove(self, container: str) -> None:
         """Kill and forget one container."""
-        raise NotImplementedError
 
     # --- the same for both -------------------------------------------------------------------------------------------
 

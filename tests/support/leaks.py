@@ -21,8 +21,7 @@ import tempfile
 import uuid
 from dataclasses import dataclass, field
 
-import prctl
-
+from tests.support import traits
 from tests.support.waiting import wait_until
 
 MARK = "SHIMD_TEST_RUN"
@@ -34,7 +33,6 @@ ROUNDS = 5  # of killing: each may bring to light what the killed one was about 
 OWN_ENTRIES = ("owner", "p")  # the session's own in its folder
 FOREIGN_CGROUPS = (".slice", ".scope", ".service", "docker", "kubepods")
 PASSING_FDS = ("/dev/urandom", "/dev/random")  # opened once, lazily, by libraries
-SUBREAPER = "is a child subreaper"
 OUR_PLACES = ("/run/shimd", "/var/lib/shimd", "/run/containerd/runc", "/run/containerd/s")
 
 
@@ -164,9 +162,9 @@ def look(session: Session, *, deep: bool = True) -> Snapshot:
     """What there is now. Not deep: this process and its children only, for tests that start nothing."""
     fds = frozenset(own_fds())
     entries = frozenset(os.listdir(session.folder)) - frozenset(OWN_ENTRIES)
-    traits = frozenset(own_traits())
+    own = frozenset(traits.own())
     if not deep:
-        return Snapshot(pids=frozenset(children()), fds=fds, entries=entries, traits=traits)
+        return Snapshot(pids=frozenset(children()), fds=fds, entries=entries, traits=own)
     return Snapshot(
         pids=frozenset(pids()),
         mounts=frozenset(mounts()),
@@ -174,7 +172,7 @@ def look(session: Session, *, deep: bool = True) -> Snapshot:
         netns=frozenset(named_netns()),
         fds=fds,
         entries=entries | frozenset(places()),
-        traits=traits,
+        traits=own,
     )
 
 
@@ -210,15 +208,6 @@ def check(session: Session, before: Snapshot, *, deep: bool = True) -> Leaks:
     with contextlib.suppress(AssertionError):
         wait_until(is_clean, deadline_s=SETTLE_S, what="what the test started to go")
     return last[0]
-
-
-def own_traits() -> list[str]:
-    """What changes how later tests and what they start live: orphans would fall to us, signals would not come."""
-    status = dict(line.split(":\t", 1) for line in read("/proc/self/status").splitlines() if ":\t" in line)
-    found = [f"blocks the signals {status['SigBlk']}", f"ignores the signals {status['SigIgn']}"]
-    if prctl.get_child_subreaper():
-        found.append(SUBREAPER)
-    return found
 
 
 def pids() -> list[int]:
@@ -364,8 +353,7 @@ def read(path: str) -> str:
 
 def clear(session: Session, found: Leaks) -> None:
     """Remove what was found, so that the next test is not blamed. Descriptors are left: their owner may live on."""
-    if SUBREAPER in found.traits:
-        prctl.set_child_subreaper(0)
+    traits.undo(found.traits)
     for pid in found.processes:
         kill(session, pid)
     for path in sorted(found.mounts, reverse=True):
