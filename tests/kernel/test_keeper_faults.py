@@ -111,6 +111,7 @@ def test_a_stopped_keeper_is_given_up_and_replaced() -> None:
     with KeeperBox() as keeper:
         keeper.bundle("first").start()
         sick = keeper.wait_ready()
+        wait_until(lambda: len(keeper.children()) == 4, what="template, two spares, and the shim")
         (path,) = keeper.sockets()
         os.link(path, keeper.folder + "/old")
         os.kill(sick, signal.SIGSTOP)
