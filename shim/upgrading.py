@@ -22,6 +22,7 @@ from shim.carrying import carry, trouble
 from shim.errors import failed_precondition, invalid_argument
 from shim.keeper_code import ABOVE
 from shim.lifecycle import DELETED
+from shim.pipes import waiting_bytes
 from shim.saving import save, save_exec
 from shim.steps import DeadlinePassed, Exited, Signal, Sleep, Spawn
 from shim.successor import DOOMED
@@ -36,13 +37,12 @@ if TYPE_CHECKING:
     from shim.serve import Shim
     from shim.steps import Handler
     from ttrpc.api.shim import UpgradeRequest, UpgradeResponse
+    from ttrpc.loop_connection import LoopConnection
 
 # The new program imports everything it has and reads a few files.
 CHECK_S = 20.0
 PATIENCE_S = 10.0
 LOOK_FIRST_S, LOOK_MAX_S = 0.001, 0.02
-# A keeper that has not taken what it was told by then is left, and another looked for.
-KEEPER_S = 1.0
 # None of them may end the new program before it heeds them; a mask survives execve(2), handlers do not.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGCHLD)
 OUTPUT_MAX_BYTES = 65536
@@ -156,7 +156,7 @@ class Upgrade:
         Raises: FailedPrecondition naming what does not end.
         """
         began, pause_s = time.monotonic(), LOOK_FIRST_S
-        while why := self._what_hinders():
+        while why := self._what_hinders(time.monotonic() - began < patience_s / 2):
             waited_s = time.monotonic() - began
             if waited_s > patience_s:
                 raise failed_precondition(f"busy: {why}; nothing was changed, try again")
@@ -166,8 +166,11 @@ class Upgrade:
             pause_s = min(2 * pause_s, LOOK_MAX_S)
         self._refuse_if_ending()
 
-    def _what_hinders(self) -> str:
-        """What is under way, or in no place where the new code would find it; empty when all is quiet."""
+    def _what_hinders(self, spares_streams: bool) -> str:
+        """What is under way, or in no place where the new code would find it; empty when all is quiet.
+
+        ``spares_streams``: a client that streams, and will be cut off, shall have its say and its answers before.
+        """
         shim = self._shim
         others = [getattr(task.handler, "__name__", "") for task in shim.loop.under_way]
         others.remove("lead")
@@ -183,6 +186,8 @@ class Upgrade:
             why = trouble(process.stdio) if process.stdio is not None else ""
             if why:
                 return why
+        if spares_streams and any(is_streaming(connection) for connection in shim.server.connections):
+            return "a client streams"
         return ""
 
     def _processes(self) -> "list[Process]":
@@ -253,6 +258,15 @@ class Upgrade:
             os.close(handover_fd)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             raise failed_precondition(f"{python} cannot be executed: {error.strerror or error}") from None
+
+
+def is_streaming(connection: "LoopConnection") -> bool:
+    """Whether something is on its way between us and a client whose connection ends with this code."""
+    if not connection.calls or getattr(connection, "ledger", None) is not None:
+        return False
+    if connection.outbox.unsent_bytes or waiting_bytes(connection.fd):
+        return True
+    return any(call.inbox is not None and len(call.inbox) > 0 for call in connection.calls.values())
 
 
 def module_paths(bundle: str) -> "list[str]":

@@ -12,6 +12,8 @@ import pytest
 from tests.interop.conftest import OURS, open_play
 from tests.interop.play import Play
 from tests.support.waiting import wait_until
+from ttrpc.api import shim
+from ttrpc.blocking import BlockingClient
 
 UNTIL_GO = ("/bin/sh", "-c", "touch /tmp/here; while [ ! -e /tmp/go ]; do usleep 10000; done; exit 42")
 UNTIL_SAID = ("/bin/sh", "-c", "touch /tmp/exec; while [ ! -e /tmp/said ]; do usleep 10000; done; echo done; exit 7")
@@ -70,6 +72,40 @@ def test_containerd_does_not_notice_that_a_shim_is_killed(direct: Play) -> None:
     after = play.exec("c1", "e2", "/bin/sh", "-c", "echo after; exit 3")
     assert (after.exit, after.out) == (3, b"after\n"), after.complaint
     kill_shim(play, "c1")
+    play.make_file("go")
+
+    assert client.finish(PATIENCE_S).exit == 42, client.err
+    play.remove("c1")
+
+
+def upgrade_shim(play: Play, container: str) -> None:
+    """Have the shim go on in place; it is the same process."""
+    bundle = play.box.bundle_of(container)
+    pid = read(os.path.join(bundle, "shim.pid"))
+    with BlockingClient.connect(read(os.path.join(bundle, "address")).removeprefix("unix://")) as client:
+        request = shim.UpgradeRequest(patience_ms=60_000)
+        assert client.call("shimd.shim.v1.Shim", "Upgrade", request, timeout_s=120).pause_us > 0
+    assert read(os.path.join(bundle, "shim.pid")) == pid
+
+
+def test_containerd_does_not_notice_that_a_shim_is_upgraded(direct: Play) -> None:
+    """While a Wait is pending, while an exec runs with its streams; events come through, the statuses are exact."""
+    play = direct
+    client = play.run_open("c1", *UNTIL_GO, options=("--null-io",))
+    play.wait_file("here")
+    wait_until(lambda: (state := play.state("c1")) is not None and state.status == RUNNING, what="the container to run")
+    pid = play.pid_of("c1")
+    upgrade_shim(play, "c1")
+    assert_unnoticed(play, "c1", pid)
+
+    during = play.client(*play.exec_args("c1", "e1", UNTIL_SAID))
+    play.wait_file("exec")
+    upgrade_shim(play, "c1")
+    upgrade_shim(play, "c1")
+    assert_unnoticed(play, "c1", pid)
+    play.make_file("said")
+    done = during.finish(PATIENCE_S)
+    assert (done.exit, done.out) == (7, b"done\n"), done.complaint
     play.make_file("go")
 
     assert client.finish(PATIENCE_S).exit == 42, client.err
