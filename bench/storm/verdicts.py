@@ -22,9 +22,9 @@ BEFORE_A_CREATE_AGAIN = {"/tasks/create", "/tasks/exit", "/tasks/delete"}
 
 
 def is_hung_up(field: Field, life: Life) -> bool:
-    """Whether its terminal closed, with shim and keeper, before it was started: runc's own process ends by SIGHUP then.
+    """Whether its terminal closed, with shim and keeper, before its script began: runc's own process ends by SIGHUP then.
 
-    Once it runs the script ignores that. Only a keeper and a shim hold a terminal; see shim/SHIM.md, "Successors".
+    Once it runs the script ignores that, and its first act is to say so. Only a keeper and a shim hold a terminal; see shim/SHIM.md, "Successors".
     """
     if (
         life.log != plans.TERMINAL
@@ -32,7 +32,7 @@ def is_hung_up(field: Field, life: Life) -> bool:
         or not field.follower.wait_for(life.name, "/tasks/exit", 5)
     ):
         return False
-    return not any(topic == "/tasks/start" for topic, _, _ in tuple(field.follower.topics[life.name]))
+    return not field.truth.told(life.name)
 
 
 def look_at_status(field: Field, life: Life, answered: int) -> None:
