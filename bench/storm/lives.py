@@ -104,7 +104,7 @@ class Slot:
     # --- parts of a life
 
     def _pause(self, name: str) -> int:
-        """Pause and resume; how often that was done. On a busy machine runc may not get version 1's freezer to freeze."""
+        """Pause and resume; how often that was done. runc may fail to freeze a busy machine's cgroup of version 1."""
         try:
             self.asker.switch(name, "Pause", process.PAUSED)
         except StatusError as error:

@@ -22,9 +22,10 @@ BEFORE_A_CREATE_AGAIN = {"/tasks/create", "/tasks/exit", "/tasks/delete"}
 
 
 def is_hung_up(field: Field, life: Life) -> bool:
-    """Whether its terminal closed, with shim and keeper, before its script began: runc's own process ends by SIGHUP then.
+    """Whether its terminal closed, with shim and keeper, before its script began: runc's process ends by SIGHUP then.
 
-    Once it runs the script ignores that, and its first act is to say so. Only a keeper and a shim hold a terminal; see shim/SHIM.md, "Successors".
+    Once it runs the script ignores that, and its first act is to say so. Only a keeper and a shim hold a terminal; see
+    shim/SHIM.md, "Successors".
     """
     if (
         life.log != plans.TERMINAL
