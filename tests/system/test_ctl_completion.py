@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
 
 import pytest
 
@@ -20,11 +19,10 @@ printf '%s\\n' "${COMPREPLY[@]}"
 
 
 @pytest.fixture(scope="module")
-def box() -> Iterator[CtlBox]:
-    with CtlBox() as made:
-        made.detached("alpha", "sleep", "1000")
-        made.run("beta", "--", "true")
-        yield made
+def box(ctlbox: CtlBox) -> CtlBox:
+    ctlbox.detached("alpha", "sleep", "1000")
+    ctlbox.run("beta", "--", "true")
+    return ctlbox
 
 
 def completed(box: CtlBox, *words: str, cwd: str = "/") -> list[str]:

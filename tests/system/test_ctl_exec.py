@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-from collections.abc import Iterator
 
 import pytest
 
@@ -13,10 +12,9 @@ from tests.support.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
-def box() -> Iterator[CtlBox]:
-    with CtlBox() as made:
-        made.detached("host", "sleep", "1000", options=("-e", "FROM=container", "--hostname", "inside"))
-        yield made
+def box(ctlbox: CtlBox) -> CtlBox:
+    ctlbox.detached("host", "sleep", "1000", options=("-e", "FROM=container", "--hostname", "inside"))
+    return ctlbox
 
 
 def test_streams_and_exit_code(box: CtlBox) -> None:

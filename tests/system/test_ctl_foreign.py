@@ -15,11 +15,10 @@ GO = ("--runtime", "io.containerd.runc.v2")
 
 
 @pytest.fixture(scope="module")
-def box() -> Iterator[CtlBox]:
-    with CtlBox() as made:
-        yield made
-        assert made.ids() == set()
-        assert not os.path.exists(f"{made.daemon.state}/fifo/{made.namespace}")
+def box(ctlbox: CtlBox) -> Iterator[CtlBox]:
+    yield ctlbox
+    assert ctlbox.ids() == set()
+    assert not os.path.exists(f"{ctlbox.daemon.state}/fifo/{ctlbox.namespace}")
 
 
 def test_run_passes_streams_and_the_exit_code(box: CtlBox) -> None:
