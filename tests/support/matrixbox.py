@@ -105,7 +105,8 @@ class MatrixBox(DaemonBox):
                     found.add(pid)
         with contextlib.suppress(OSError, ValueError):
             named = int(leaks.read(f"{path}/shim.pid"))
-            if leaks.read(f"/proc/{named}/comm").startswith("shim"):
+            # Neither a copy nor one that has just executed other code has the name of a shim yet.
+            if leaks.read(f"/proc/{named}/comm").startswith("shim") or os.readlink(f"/proc/{named}/cwd") == path:
                 found.add(named)
         return [pid for pid in found if is_running(pid)]
 
