@@ -8,7 +8,7 @@ import json
 import os
 import signal
 
-from shim import faults, handover
+from shim import faults, handover, kernel
 from shim.params import Params
 from shim.version import VERSION
 
@@ -32,6 +32,7 @@ def main(fd: int, words: "list[str]") -> int:
     carried = handover.read(fd)
     carried["failed"] = words[0] if words else ""
     params = read_params(carried)
+    kernel.name_process(f"shim:{params.id}", f"shim:{params.id} -namespace {params.namespace}")  # at once: it is one
     faults.arm(params.environment)
     faults.point("upgrade.executed")
     log = ShimLog(params.bundle, params.id, debug=params.debug)
