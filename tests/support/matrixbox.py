@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 from tests.support import leaks
 from tests.support.daemonbox import NAMESPACE, RUNTIME, TASKS, DaemonBox
+from tests.support.keeperbox import end_keepers
 from tests.support.keptbox import is_running
 from tests.support.waiting import wait_until
 from ttrpc.api import tasks
@@ -155,13 +156,10 @@ class MatrixBox(DaemonBox):
 
     def close(self) -> None:
         self.clear_traps()
-        keepers = self.keeper_pids()
         try:
             super().close()
         finally:
-            for pid in keepers:
-                os.kill(pid, signal.SIGTERM)
-                wait_until(lambda pid=pid: not is_running(pid), what="the keeper to end")  # type: ignore[misc]
+            end_keepers(self.keepers, signal.SIGTERM)  # one that is being started just now, too
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
