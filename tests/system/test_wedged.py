@@ -218,6 +218,9 @@ def test_a_healthy_shim_without_a_processor_is_not_touched() -> None:
         assert box.task("c").pid == pid
 
 
+QUESTIONS = 60
+
+
 def slow_turn_ns(box: DaemonBox, pid: int) -> int:
     """How long the present turn is, if it is longer than the box's limits together by half."""
     busy_ns = busy_for_ns(box, pid)
@@ -225,11 +228,13 @@ def slow_turn_ns(box: DaemonBox, pid: int) -> int:
 
 
 def ask_all_the_time(address: str, over: threading.Event) -> None:
-    """Keep a shim busy, with questions that cost it something."""
+    """Keep a shim busy: so many questions at a time that a turn is longer than what the scheduler gives at once."""
     while not over.is_set():
         with contextlib.suppress(OSError, TtrpcError), BlockingClient.connect(address) as client:
-            for _ in range(20):
-                client.call("shimd.shim.v1.Shim", "Info", shim.InfoRequest(), timeout_s=1.0)
+            request = shim.InfoRequest()
+            asked = [client.open_stream("shimd.shim.v1.Shim", "Info", request) for _ in range(QUESTIONS)]
+            for one in asked:
+                one.receive(timeout_s=2.0)
 
 
 def test_what_the_keeper_did_while_no_daemon_was_there_is_told() -> None:

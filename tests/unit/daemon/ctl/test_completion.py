@@ -14,7 +14,7 @@ def offered(*words: str, state: str = "/nowhere", address: str = "/nowhere/x") -
 
 def test_commands_and_groups() -> None:
     assert offered("r") == ["resume", "rm", "run"]
-    assert offered("shim", "") == ["list", "state", "exec", "kill", "logs", "wait", "stack", "delete"]
+    assert offered("shim", "") == ["list", "state", "exec", "kill", "logs", "wait", "stack", "upgrade", "delete"]
     assert offered("completion", "b") == ["bash"]
     assert offered("--a") == ["--address"]
     assert offered("nonsense", "") == []
