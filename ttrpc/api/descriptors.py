@@ -5,6 +5,7 @@ only when a name of its packages is asked for. Classes are made on first use. Th
 ``*_pb2`` module is imported: every message, the well-known types too, must come from here.
 """
 
+import _thread
 import os
 
 TYPE_CHECKING = False
@@ -34,6 +35,7 @@ _DAEMON_PREFIXES = (
 
 _pool = descriptor_pool.DescriptorPool()
 _loaded: set[str] = set()
+_loading = _thread.allocate_lock()  # `threading` would be 0.2 MB in each shim
 _classes: "dict[str, type[Message]]" = {}
 
 
@@ -44,11 +46,14 @@ def _load(name: str) -> None:
     """
     if name in _loaded:
         return
-    _loaded.add(name)
-    with open(os.path.join(_HERE, name), "rb") as file:
-        raw = file.read()
-    for item in _file_descriptors(raw):
-        _pool.AddSerializedFile(item)
+    with _loading:
+        if name in _loaded:
+            return
+        with open(os.path.join(_HERE, name), "rb") as file:
+            raw = file.read()
+        for item in _file_descriptors(raw):
+            _pool.AddSerializedFile(item)
+        _loaded.add(name)  # last: another thread looks here first
 
 
 def _file_descriptors(raw: bytes) -> "list[bytes]":
