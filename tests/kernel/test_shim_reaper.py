@@ -117,7 +117,10 @@ def test_zombie_of_an_adopted_child_stays_until_it_is_taken() -> None:
         def handler():
             read_fd, write_fd = os.pipe()
             reaper.hold()
-            pid = yield Spawn(["sh", "-c", "sh -c 'exit 5' & echo $!; sh -c 'exit 6' &"], stdio=(None, write_fd, None))
+            # They outlive their parent, which might reap them itself otherwise.
+            wait = "while kill -0 '$$' 2>/dev/null; do sleep 0.01; done"
+            script = f"sh -c '{wait}; exit 5' & echo $!; sh -c '{wait}; exit 6' &"
+            pid = yield Spawn(["sh", "-c", script], stdio=(None, write_fd, None))
             yield Exited(pid, deadline_s=5)
             orphan = int(os.read(read_fd, 100))
             told = []
