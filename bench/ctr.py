@@ -2,13 +2,11 @@
 
 import os
 import select
-import signal
-import time
 from collections.abc import Callable
 
 from bench.both_shims import ShimdUnderContainerd
-from bench.exits import EVENT_DEADLINE_S, Subscription
-from bench.measure import Figures, compare, in_turn, percentile, wall_ms
+from bench.exits import exit_events
+from bench.measure import Figures, compare, in_turn, wall_ms
 from bench.rig import CALL_DEADLINE_S, FOREVER, CommandFailed, Daemon, Rig
 from tests.support.waiting import wait_until
 
@@ -23,10 +21,8 @@ def measure(rig: Rig, ours: Daemon, peer: Daemon, sizes: dict[str, int]) -> Figu
         side.run("execs")
     figures: Figures = {}
 
-    def both(name: str, action: Callable[[Daemon, int], float], count: int = rounds) -> list[list[float]]:
-        pairs = in_turn(count, lambda n: action(ours, n), lambda n: action(peer, n))
-        figures.update(compare(name, "ms", *pairs))
-        return pairs
+    def both(name: str, action: Callable[[Daemon, int], float]) -> None:
+        figures.update(compare(name, "ms", *in_turn(rounds, lambda n: action(ours, n), lambda n: action(peer, n))))
 
     both("ctr_version", lambda side, _n: wall_ms(side.client("version")))
     both("ctr_run_rm", lambda side, n: wall_ms(side.run_and_remove_words(f"life{n}", "/bin/true")))
@@ -34,10 +30,7 @@ def measure(rig: Rig, ours: Daemon, peer: Daemon, sizes: dict[str, int]) -> Figu
     both("ctr_run_d", run_detached)
     both("ctr_kill", lambda side, n: kill(side, f"ends{n}"))
     both("ctr_delete", lambda side, n: delete(side, f"ends{n}"))
-    pairs = exit_events(ours, peer, sizes["exits"])
-    figures |= compare("ctr_exit_event", "ms", *pairs)
-    figures["ctr_exit_event_ours_p99_ms"] = percentile(pairs[0], 99)
-    figures["ctr_exit_event_peer_p99_ms"] = percentile(pairs[1], 99)
+    figures |= exit_events("ctr_exit_event", ours, peer, sizes["exits"])
     return figures
 
 
@@ -67,24 +60,3 @@ def delete(side: Daemon, name: str) -> float:
     side.remove(name)
     side.made.remove(name)
     return taken
-
-
-def exit_events(ours: Daemon, peer: Daemon, count: int) -> list[list[float]]:
-    """From a SIGKILL from outside to the line of `ctr events`."""
-    with Subscription(ours) as from_ours, Subscription(peer) as from_peer:
-        queues = {ours: from_ours, peer: from_peer}
-        for number in range(count):
-            ours.run(f"exit{number}")
-            peer.run(f"exit{number}")
-        pids = {side: side.running() for side in (ours, peer)}
-
-        def end(side: Daemon, number: int) -> float:
-            name = f"exit{number}"
-            started = time.perf_counter()
-            os.kill(pids[side][name], signal.SIGKILL)
-            while True:
-                container, at = queues[side].get(timeout=EVENT_DEADLINE_S)
-                if container == name:
-                    return (at - started) * 1000
-
-        return in_turn(count, lambda n: end(ours, n), lambda n: end(peer, n))

@@ -21,8 +21,12 @@ Seen = queue.Queue[tuple[str, float]]
 
 
 def measure(rig: Rig, ours: Daemon, peer: Daemon, sizes: dict[str, int]) -> Figures:
+    """As a subscriber of each daemon sees it."""
+    return exit_events("exit_event", ours, peer, sizes["rounds"])
+
+
+def exit_events(name: str, ours: Daemon, peer: Daemon, rounds: int) -> Figures:
     """Each round SIGKILLs the init process of one container per side from outside and waits for the exit event."""
-    rounds = sizes["rounds"]
     with Subscription(ours) as from_ours, Subscription(peer) as from_peer:
         queues = {ours: from_ours, peer: from_peer}
         # Started after the subscriptions were asked for, so these are in force when the first one dies.
@@ -32,18 +36,18 @@ def measure(rig: Rig, ours: Daemon, peer: Daemon, sizes: dict[str, int]) -> Figu
         pids = {side: side.running() for side in (ours, peer)}
 
         def kill(side: Daemon, number: int) -> float:
-            name = f"exit{number}"
+            ended = f"exit{number}"
             started = time.perf_counter()
-            os.kill(pids[side][name], signal.SIGKILL)
+            os.kill(pids[side][ended], signal.SIGKILL)
             while True:
                 container, at = queues[side].get(timeout=EVENT_DEADLINE_S)
-                if container == name:
+                if container == ended:
                     return (at - started) * 1000
 
         pairs = in_turn(rounds, lambda n: kill(ours, n), lambda n: kill(peer, n))
-    figures = compare("exit_event", "ms", *pairs)
-    figures["exit_event_ours_p99_ms"] = percentile(pairs[0], 99)
-    figures["exit_event_peer_p99_ms"] = percentile(pairs[1], 99)
+    figures = compare(name, "ms", *pairs)
+    figures[f"{name}_ours_p99_ms"] = percentile(pairs[0], 99)
+    figures[f"{name}_peer_p99_ms"] = percentile(pairs[1], 99)
     return figures
 
 
