@@ -3,6 +3,7 @@
 import os
 import stat
 from collections.abc import Iterator
+from functools import partial
 
 from daemon.ctl.doctor import repairs
 from daemon.ctl.doctor.facts import Facts, keeper_dir
@@ -21,7 +22,7 @@ def stale_sockets(facts: Facts) -> Iterator[Finding]:
                 "stale-socket", path, "a socket on which nobody listens, of no bundle",
                 "harmless; it is what is left of a shim that was killed",
                 f"remove {path}",
-                Repair(f"remove {path}", lambda path=path: repairs.remove_socket(path)),  # type: ignore[misc]
+                Repair(f"remove {path}", partial(repairs.remove_socket, path)),
             )  # fmt: skip
 
 
@@ -32,7 +33,7 @@ def stale_keepers(facts: Facts) -> Iterator[Finding]:
             "stale-keeper", path, "a keeper's socket on which nobody listens",
             "that keeper is dead; the next start of a container starts another, which takes the path",
             f"remove {path}, or start a container",
-            Repair(f"remove {path}", lambda path=path: repairs.remove_keeper_socket(path)),  # type: ignore[misc]
+            Repair(f"remove {path}", partial(repairs.remove_keeper_socket, path)),
         )  # fmt: skip
 
 
@@ -45,7 +46,7 @@ def dead_pins(facts: Facts) -> Iterator[Finding]:
                 "dead-pin", path, "it keeps the exit status of a container that nobody asks for any more",
                 "a mount and a few hundred bytes of kernel memory",
                 f"umount {path}, and remove the file",
-                Repair(f"unmount and remove {path}", lambda path=path: repairs.remove_pin(path)),  # type: ignore[misc]
+                Repair(f"unmount and remove {path}", partial(repairs.remove_pin, path)),
             )  # fmt: skip
 
 
@@ -56,7 +57,7 @@ def empty_cgroups(facts: Facts) -> Iterator[Finding]:
             "leaked-cgroup", path, "an empty cgroup of a container that is gone",
             "a little kernel memory; a new container of this name would find its old limits",
             f"rmdir {path}",
-            Repair(f"rmdir {path}", lambda path=path: repairs.remove_cgroup(path)),  # type: ignore[misc]
+            Repair(f"rmdir {path}", partial(repairs.remove_cgroup, path)),
         )  # fmt: skip
 
 
@@ -78,7 +79,7 @@ def permissions(facts: Facts) -> Iterator[Finding]:
                 "permissions", path, f"mode {mode:04o}, more than {wanted:04o}",
                 "users of this host may read what containers are given, or do with them as they like",
                 f"chmod {wanted:o} {path}",
-                Repair(f"chmod {wanted:o} {path}", lambda path=path, wanted=wanted: repairs.restrict(path, wanted)),  # type: ignore[misc]
+                Repair(f"chmod {wanted:o} {path}", partial(repairs.restrict, path, wanted)),
             )  # fmt: skip
         if found.st_uid not in (os.geteuid(), config.socket.uid):
             yield error(

@@ -1,6 +1,7 @@
 """Containers, shims and bundles: what goes together and does not. Functions of the facts alone."""
 
 from collections.abc import Iterator
+from functools import partial
 
 from daemon.ctl.doctor import repairs
 from daemon.ctl.doctor.facts import Bundle, Facts
@@ -45,7 +46,7 @@ def orphan_shims(facts: Facts) -> Iterator[Finding]:
             yield warning(
                 "orphan-shim", subject, "a shim without a container, of which there is no record", means,
                 "end it; a shim that has a container refuses that by itself",
-                Repair(f"SIGTERM to pid {shim.identity.pid}", lambda shim=shim: repairs.end_shim(shim.identity)),  # type: ignore[misc]
+                Repair(f"SIGTERM to pid {shim.identity.pid}", partial(repairs.end_shim, shim.identity)),
             )  # fmt: skip
 
 
@@ -68,7 +69,7 @@ def orphan_bundles(facts: Facts) -> Iterator[Finding]:
                 "orphan-bundle", one.name, "a bundle without a record, a shim or a container",
                 "its name cannot be used again, and it takes room below the state directory",
                 f"remove {one.path}, with what is mounted in it",
-                Repair(f"unmount what is below it and remove {one.path}", lambda one=one: repairs.remove_bundle(one)),  # type: ignore[misc]
+                Repair(f"unmount what is below it and remove {one.path}", partial(repairs.remove_bundle, one)),
             )  # fmt: skip
 
 
@@ -79,7 +80,7 @@ def cut_removals(facts: Facts) -> Iterator[Finding]:
             "cut-removal", path, "the rest of a bundle whose removal was cut",
             "it takes room, and may hold a mount; the daemon removes it at its next start",
             f"restart the daemon, or remove {path}",
-            Repair(f"unmount what is below it and remove {path}", lambda path=path: repairs.remove_rest(path)),  # type: ignore[misc]
+            Repair(f"unmount what is below it and remove {path}", partial(repairs.remove_rest, path)),
         )  # fmt: skip
 
 
@@ -99,7 +100,7 @@ def leaked_mounts(facts: Facts) -> Iterator[Finding]:
             "leaked-mount", point, "a mount in a bundle that belongs to no container",
             "what is mounted there cannot be unmounted elsewhere or removed, and the bundle cannot go",
             f"unmount it: umount -l {point}",
-            Repair(f"detach {point}", lambda point=point: repairs.unmount(point)),  # type: ignore[misc]
+            Repair(f"detach {point}", partial(repairs.unmount, point)),
         )  # fmt: skip
 
 
@@ -177,7 +178,7 @@ def wedged_shims(facts: Facts) -> Iterator[Finding]:
             "the container runs on, its shim answers nobody and its log may stand still",
             "the daemon, or the keeper without one, replaces it after a while and leaves the container alone; "
             f"its log has the stack: {one.path}/shim.log",
-            Repair(f"SIGCONT to pid {one.shim.pid}", lambda shim=one.shim: repairs.go_on(shim)) if is_stopped else None,  # type: ignore[misc]
+            Repair(f"SIGCONT to pid {one.shim.pid}", partial(repairs.go_on, one.shim)) if is_stopped else None,
         )  # fmt: skip
 
 
@@ -193,9 +194,7 @@ def stopped_keepers(facts: Facts) -> Iterator[Finding]:
             f"it does not move (state {keeper.state})",
             "starts fall back to shims of their own, and no successor is raised for one of its shims that dies",
             f"let it go on: kill -CONT {pid}",
-            Repair(f"SIGCONT to pid {pid}", lambda keeper=keeper: repairs.go_on(keeper.identity))  # type: ignore[misc]
-            if keeper.state == "T"
-            else None,
+            Repair(f"SIGCONT to pid {pid}", partial(repairs.go_on, keeper.identity)) if keeper.state == "T" else None,
         )
 
 
