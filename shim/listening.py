@@ -5,6 +5,7 @@ The question is a signal, for there is no other way to reach us then: SIGURG, wh
 
 import os
 
+from shim.keeper_looks import inode_of
 from shim.spares import LISTENER
 from shim.start import StartError, listen
 
@@ -24,7 +25,6 @@ def listen_again(shim: "Shim") -> None:
     except (StartError, OSError) as error:
         shim.log.error(f"the socket is gone and cannot be made again: {error}")
         return
-    found = os.stat(path)
-    shim.socket_inode = found.st_dev, found.st_ino
+    shim.socket_inode = inode_of(path)
     shim.parts.spares.hold(LISTENER, shim.server.listener.fileno())
     shim.log.warning(f"the socket was gone and is made again: {path}")
