@@ -10,7 +10,7 @@ from shim.params import Params
 from shim.rejoin import pack_adoption
 from tests.support.keeperbox import KeeperBox, copy_of_the_code, is_running, keepers_in, replace_text
 from tests.support.keptbox import KeptBox
-from tests.support.shimbox import NAMESPACE, ShimBox
+from tests.support.shimbox import NAMESPACE
 from tests.support.waiting import wait_until
 from ttrpc.api import shim
 from ttrpc.errors import ConnectionLost
@@ -19,15 +19,6 @@ SHIM = "shimd.shim.v1.Shim"
 COUNTER = ["sh", "-c", "i=0; while [ ! -e /go ]; do i=$((i+1)); echo $i; usleep 1000; done; exit 42"]
 ECHO = ["sh", "-c", "while read line; do echo got $line; done; exit 42"]
 WAITER = ["sh", "-c", "while [ ! -e /go ]; do usleep 10000; done; exit 42"]
-
-
-def go(box: ShimBox) -> None:
-    with open(os.path.join(box.rootfs, "go"), "w", encoding="ascii"):
-        pass
-
-
-def last_exit(box: KeptBox) -> shim.ExitRecord:
-    return box.events("/tasks/exit")[-1].exit
 
 
 def read(path: str) -> str:
@@ -63,10 +54,10 @@ def test_a_shim_that_lost_its_keeper_gets_another_which_raises_its_successor() -
             box.kill_shim()
             assert box.shim_pid != before
             assert box.state().pid == pid
-        go(box)
+        box.let_go()
 
         assert box.wait().exit_status == 42
-        assert last_exit(box).code == 42
+        assert box.last_exit().code == 42
         lines = [int(line) for line in read(log).split()]
         assert lines == list(range(1, len(lines) + 1))
         assert [record.seq for record in box.events("/tasks/exit")] == [1, 2, 3]
@@ -117,7 +108,7 @@ def test_a_shim_that_was_started_cold_is_looked_after_once_there_is_a_keeper() -
         box.wait_refilled()
         box.kill_shim()
         assert "taking over from shim" in box.read("shim.log")
-        go(box)
+        box.let_go()
 
         assert box.wait().exit_status == 42
 
@@ -151,7 +142,7 @@ def test_keeper_then_shim_in_quick_succession() -> None:
             wait_until(lambda: not is_running(box.shim_pid), what="the shim to be gone")
             wait_until(lambda: revived(box), deadline_s=30, what="a successor")
             assert box.state().pid == pid
-        go(box)
+        box.let_go()
 
         assert box.wait().exit_status == 42
 
@@ -172,7 +163,7 @@ def test_shim_then_keeper_in_quick_succession() -> None:
             wait_until(lambda: revived(box), deadline_s=30, what="a successor")
             assert box.state().pid == pid
             wait_until(lambda: box.keeper_pids(), what="a keeper")
-        go(box)
+        box.let_go()
 
         assert box.wait().exit_status == 42
 
@@ -202,7 +193,7 @@ def test_keeper_killed_fifty_times_in_a_row() -> None:
         box.disconnect()
         box.shim_pid = box.info().pid
         assert box.shim_pid not in shims
-        go(box)
+        box.let_go()
 
         assert box.wait().exit_status == 42
 
@@ -233,7 +224,7 @@ def test_a_shim_that_ended_in_order_has_no_successor_in_the_next_keeper() -> Non
         dead = box.keeper_pid
         box.kill_keeper()
         box.wait_refilled(but=dead)
-        go(box)
+        box.let_go()
         assert box.wait().exit_status == 42
         box.delete()
         box.shutdown()
@@ -307,7 +298,7 @@ def test_the_shims_of_an_old_keeper_go_to_the_new_one_when_it_dies() -> None:
 
             assert box.shim_pid != before
             assert (box.info().version, box.state().pid) == ("9.9.9", pid)
-            go(box)
+            box.let_go()
             assert box.wait().exit_status == 42
         finally:
             shutil.rmtree(code)
@@ -330,7 +321,7 @@ def test_an_execs_status_survives_the_death_of_everybody_who_could_reap_it() -> 
         os.kill(box.shim_pid, signal.SIGKILL)
         box.disconnect()
         wait_until(lambda: not is_running(box.shim_pid), what="the shim to be gone")
-        go(box)
+        box.let_go()
         wait_until(lambda: not os.path.exists(f"/proc/{pid}"), what="PID 1 to reap it")
         wait_until(lambda: revived(box), deadline_s=30, what="a successor")
 

@@ -33,11 +33,6 @@ def box() -> Iterator[KeptBox]:
         yield box
 
 
-def let_go(box: ShimBox) -> None:
-    with open(os.path.join(box.rootfs, "go"), "w", encoding="utf-8"):
-        pass
-
-
 def upgrade(box: ShimBox, *, patience_s: float = 60.0, **fields: Any) -> Any:
     request = shim.UpgradeRequest(patience_ms=int(patience_s * 1000), **fields)
     return box.call("Upgrade", request, service=SHIM, timeout_s=120)
@@ -77,7 +72,7 @@ def test_same_process_same_children_same_connection(box: KeptBox) -> None:
     assert (box.info().pid, box.info().incarnation, box.state().pid) == (shim_pid, incarnation, pid)
     title = leaks.read(f"/proc/{shim_pid}/cmdline")
     assert title.startswith(f"shim:{box.id} -namespace")
-    let_go(box)
+    box.let_go()
     assert waits.receive(timeout_s=20).exit_status == 42
     record = exit_of(box)
     assert (record.code, record.source) == (42, shim.EXIT_SOURCE_WAITID)
@@ -96,7 +91,7 @@ def test_from_one_installation_to_another_and_back(box: KeptBox) -> None:
     here = CodeTree(box.folder, "9.0.0")
     answer = upgrade(box, paths=here.paths)
     assert (answer.from_version, box.info().version) == ("9.1.0", "9.0.0")
-    let_go(box)
+    box.let_go()
 
     assert box.wait().exit_status == 42
     assert exit_of(box).source == shim.EXIT_SOURCE_WAITID
@@ -108,7 +103,7 @@ def test_without_a_keeper_too() -> None:
         box.start()
         waits = box.wait_later()
         upgrade(box)
-        let_go(box)
+        box.let_go()
         assert waits.receive(timeout_s=20).exit_status == 42
         assert exit_of(box).source == shim.EXIT_SOURCE_WAITID
 
@@ -128,7 +123,7 @@ def test_one_after_the_other_costs_neither_fds_nor_memory(box: KeptBox) -> None:
         upgrade(box)
         box.info()  # what was open for the way back is closed by then
         used.append((len(os.listdir(f"/proc/{shim_pid}/fd")), private_kb(shim_pid)))
-    let_go(box)
+    box.let_go()
 
     assert waits.receive(timeout_s=20).exit_status == 42
     assert len({fds for fds, _ in used[1:]}) == 1, used
@@ -146,7 +141,7 @@ def test_the_keeper_raises_a_successor_afterwards_as_before(box: KeptBox) -> Non
     waits = box.wait_later()
     upgrade(box)
     os.kill(box.shim_pid, signal.SIGKILL)
-    let_go(box)
+    box.let_go()
 
     assert waits.receive(timeout_s=20).exit_status == 42
     box.find_shim()
@@ -246,7 +241,7 @@ def test_input_that_was_not_read_yet_and_an_unfinished_line_of_a_terminal() -> N
         upgrade(box)
         again = box.connect().open_stream(SHIM, "Attach")
         again.send(shim.AttachInput(open=shim.AttachOpen(exec_id="e", output=True, replay_bytes=1000)))
-        let_go(box)
+        box.let_go()
         told = b""
         while (message := again.receive(timeout_s=20)) is not None:
             told += message.stdout
@@ -311,7 +306,7 @@ def test_exits_while_nobody_looks_are_exact(box: KeptBox) -> None:
     assert waits[1].receive(timeout_s=60).exit_status == 9
     assert exits_told(box, "e") == [(9, shim.EXIT_SOURCE_WAITID)]
     assert "SIGTERM is ignored" in box.read("shim.log")
-    let_go(box)
+    box.let_go()
     assert waits[0].receive(timeout_s=60).exit_status == 42
     assert exit_of(box).source == shim.EXIT_SOURCE_WAITID
 
@@ -412,7 +407,7 @@ def test_code_that_fails_after_the_execve_hands_back(box: KeptBox) -> None:
     tree.edit("shim/resume.py", '    carried["failed"] =', '    raise SystemExit(3)\n    carried["failed"] =')
     assert "SystemExit: 3" in refused(box, paths=tree.paths)
     assert "Wait" not in box.read("shim.log")
-    let_go(box)
+    box.let_go()
 
     assert waits.receive(timeout_s=20).exit_status == 42
     assert exit_of(box).source == shim.EXIT_SOURCE_WAITID
@@ -428,7 +423,7 @@ def test_code_that_dies_after_the_execve_has_a_successor(box: KeptBox) -> None:
         upgrade(box, paths=tree.paths)
     assert box.info().version != "9.4.0"
     box.find_shim()
-    let_go(box)
+    box.let_go()
 
     assert waits.receive(timeout_s=20).exit_status == 42
     assert exit_of(box).code == 42
@@ -452,7 +447,7 @@ def test_killed_at_each_step(point: str) -> None:
         wait_until(lambda: box.read("shim.pid") not in ("", str(dead)), what="a successor")
         assert box.state().pid == pid
         box.find_shim()
-        let_go(box)
+        box.let_go()
         assert waits.receive(timeout_s=20).exit_status == 42
         assert exit_of(box).code == 42
 
@@ -485,7 +480,7 @@ def children_of(pid: int) -> str:
 def test_a_deleted_container_is_not_worth_it(box: KeptBox) -> None:
     box.create()
     box.start()
-    let_go(box)
+    box.let_go()
     box.wait()
     box.delete()
     assert "about to end" in refused(box)

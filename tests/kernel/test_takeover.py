@@ -30,11 +30,6 @@ def box() -> Iterator[ShimBox]:
         yield box
 
 
-def let_go(box: ShimBox) -> None:
-    with open(os.path.join(box.rootfs, "go"), "w", encoding="utf-8"):
-        pass
-
-
 def topics(box: ShimBox) -> list[str]:
     return [record.topic.rpartition("/")[2] for record in box.events("/tasks/exit")]
 
@@ -52,7 +47,7 @@ def test_created_container_is_started_by_the_successor(box: ShimBox) -> None:
     box.replace_shim()
     assert box.state().pid == pid
     assert box.start().pid == pid
-    let_go(box)
+    box.let_go()
 
     assert box.wait().exit_status == 42
     assert topics(box) == ["create", "start", "exit"]
@@ -66,7 +61,7 @@ def test_container_survives_any_number_of_shims_and_its_status_is_exact(box: Shi
     for _ in range(5):
         box.replace_shim()
         assert (box.state().pid, box.info().incarnation) == (pid, incarnation)
-    let_go(box)
+    box.let_go()
 
     assert box.wait().exit_status == 42
     assert topics(box) == ["create", "start", "exit"]
@@ -92,7 +87,7 @@ def test_container_that_ends_while_nothing_of_ours_lives_has_its_exact_status(bo
     box.start()
     pid = box.state().pid
     box.kill_shim()
-    let_go(box)
+    box.let_go()
     wait_until(lambda: not os.path.exists(f"/proc/{pid}"), what="PID 1 to reap it")
     box.launch()
 
@@ -109,7 +104,7 @@ def test_without_a_pin_it_is_unknown_and_never_a_guess(box: ShimBox) -> None:
     pid = box.state().pid
     box.kill_shim()
     os.system(f"umount -R {box.sockets}/pins")
-    let_go(box)
+    box.let_go()
     wait_until(lambda: not os.path.exists(f"/proc/{pid}"), what="PID 1 to reap it")
     box.launch()
 
@@ -145,7 +140,7 @@ def test_paused_container_stays_paused_and_is_resumed(box: ShimBox) -> None:
     assert box.state().status == 4  # PAUSED
     box.call("Resume", task.ResumeRequest(id=box.id))
     assert box.state().status == 2
-    let_go(box)
+    box.let_go()
 
     assert box.wait().exit_status == 42
     assert topics(box) == ["create", "start", "paused", "resumed", "exit"]
@@ -174,7 +169,7 @@ def test_exec_is_taken_over_with_its_exact_status(box: ShimBox) -> None:
         box.state("e1")
     assert error.value.code == Code.NOT_FOUND
     assert box.wait("added").exit_status == 8
-    let_go(box)
+    box.let_go()
 
     assert box.wait().exit_status == 42
     told = [record.exit.exec_id for record in box.events(lambda r: r.HasField("exit") and not r.exit.exec_id)]
@@ -258,7 +253,7 @@ def test_stdin_that_was_closed_stays_closed() -> None:
         box.replace_shim()
         assert json.loads(box.read("state.json"))["init"]["stdin_closed"]
         assert not [fd for fd in os.listdir(f"/proc/{box.shim_pid}/fd") if _link(box, fd).endswith("init.stdin")]
-        let_go(box)
+        box.let_go()
         assert box.wait().exit_status == 42
 
 

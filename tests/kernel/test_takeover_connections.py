@@ -24,11 +24,6 @@ WAITER = ["sh", "-c", "while [ ! -e /go ]; do usleep 10000; done; exit 42"]
 KILLS = int(os.environ.get("SHIMD_TEST_CONNECTION_KILLS", "30"))
 
 
-def let_go(box: KeptBox) -> None:
-    with open(os.path.join(box.rootfs, "go"), "w", encoding="utf-8"):
-        pass
-
-
 def kill(box: KeptBox) -> None:
     """SIGKILL whoever serves; connections stay."""
     dead = box.shim_pid
@@ -54,7 +49,7 @@ def test_one_connection_serves_a_life_over_many_shims() -> None:
             kill(box)
             assert box.run_exec(f"e{number}", ["sh", "-c", f"exit {number}"]).exit_status == number
         kill(box)
-        let_go(box)
+        box.let_go()
 
         assert waits.receive(timeout_s=20).exit_status == 42
         kill(box)

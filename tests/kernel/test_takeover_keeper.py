@@ -17,15 +17,6 @@ ECHO = ["sh", "-c", "while read line; do echo got $line; done; exit 42"]
 WAITER = ["sh", "-c", "while [ ! -e /go ]; do usleep 10000; done; exit 42"]
 
 
-def let_go(box: KeptBox) -> None:
-    with open(os.path.join(box.rootfs, "go"), "w", encoding="utf-8"):
-        pass
-
-
-def last_exit(box: KeptBox) -> shim.ExitRecord:
-    return box.events("/tasks/exit")[-1].exit
-
-
 def test_successor_is_there_unasked_and_the_keeper_knows_the_status() -> None:
     with KeptBox(WAITER) as box:
         box.create()
@@ -36,10 +27,10 @@ def test_successor_is_there_unasked_and_the_keeper_knows_the_status() -> None:
             box.kill_shim()
             assert box.shim_pid != dead
             assert box.state().pid == pid
-        let_go(box)
+        box.let_go()
 
         assert box.wait().exit_status == 42
-        assert (last_exit(box).code, last_exit(box).source) == (42, shim.EXIT_SOURCE_KEEPER)
+        assert (box.last_exit().code, box.last_exit().source) == (42, shim.EXIT_SOURCE_KEEPER)
         assert [record.seq for record in box.events("/tasks/exit")] == [1, 2, 3]
         assert box.delete().exit_status == 42
         box.shutdown()
@@ -58,13 +49,13 @@ def test_exit_while_no_shim_lives_is_exact_and_its_last_words_are_kept() -> None
         os.kill(keeper, signal.SIGSTOP)
         os.kill(box.shim_pid, signal.SIGKILL)
         box.disconnect()
-        let_go(box)
+        box.let_go()
         wait_until(lambda: not is_running(pid), what="the container to end")
         os.kill(keeper, signal.SIGCONT)
 
         assert box.wait().exit_status == 42
         box.find_shim()
-        assert last_exit(box).source == shim.EXIT_SOURCE_KEEPER
+        assert box.last_exit().source == shim.EXIT_SOURCE_KEEPER
         with open(log, encoding="utf-8") as file:
             assert file.read() == words + "\n"
 
@@ -154,13 +145,13 @@ def test_keeper_and_shim_killed_together_leave_it_to_start_and_the_pin() -> None
         os.kill(box.keeper_pid, signal.SIGKILL)
         os.kill(box.shim_pid, signal.SIGKILL)
         box.disconnect()
-        let_go(box)
+        box.let_go()
         wait_until(lambda: not os.path.exists(f"/proc/{pid}"), what="PID 1 to reap it")
         wait_until(lambda: not is_running(box.shim_pid), what="the shim to be gone")
         box.launch()
 
         assert box.wait().exit_status == 42
-        assert last_exit(box).source == shim.EXIT_SOURCE_PIDFD
+        assert box.last_exit().source == shim.EXIT_SOURCE_PIDFD
 
 
 def test_shim_that_dies_in_a_doomed_bundle_has_no_successor() -> None:

@@ -297,6 +297,11 @@ class DaemonBox:
         os.kill(shim_pid, signal.SIGKILL)
         os.kill(init_pid, signal.SIGKILL)
 
+    def let_go(self) -> None:
+        """What a container of the tests waits for: a file `go` in its root."""
+        with open(f"{self.rootfs}/go", "w", encoding="utf-8"):
+            pass
+
     # --- the end
 
     def close(self) -> None:

@@ -228,6 +228,15 @@ class ShimBox:
                     return found
         raise AssertionError(f"the stream ended before {until}; it had {[record.topic for record in found]}")
 
+    def last_exit(self) -> Any:
+        """The newest exit record that was told."""
+        return self.events("/tasks/exit")[-1].exit
+
+    def let_go(self) -> None:
+        """What a container of the tests waits for: a file `go` in its root."""
+        with open(os.path.join(self.rootfs, "go"), "w", encoding="utf-8"):
+            pass
+
     # --- the end
 
     def is_shim_alive(self) -> bool:

@@ -26,11 +26,6 @@ WAITING = "while [ ! -e /go ]; do sleep 0.02; done; exit 42"
 HELD = 100
 
 
-def go(box: DaemonBox) -> None:
-    with open(f"{box.rootfs}/go", "w", encoding="utf-8"):
-        pass
-
-
 def fds(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 
@@ -54,7 +49,7 @@ def test_a_store_on_a_bad_disk_is_said_and_loses_no_exit(disk: FaultyDisk) -> No
         disk.fail()
         with pytest.raises((StatusError, ConnectionLost)):
             box.create_container("c2", "true")
-        go(box)
+        box.let_go()
         wait_until(lambda: ended(box), what="its end")
         disk.heal()
         if box.daemon is not None and box.daemon.poll() is not None:  # a daemon may give up: its supervisor starts it
@@ -87,7 +82,7 @@ def test_a_daemon_without_free_fds_goes_on_and_loses_no_exit(box: DaemonBox) -> 
     many = [connected(box.address) for _ in range(20)]
     try:
         assert box.info().pid == box.daemon.pid
-        go(box)
+        box.let_go()
         assert box.wait("c1").exit_status == 42
         box.create_container("c2", "true")
         with pytest.raises(StatusError):
@@ -207,7 +202,7 @@ def test_the_clock_is_set(tmp_path: Path) -> None:
             os.kill(box.shim("c1").pid, signal.SIGKILL)
             box.restart()
             assert box.task("c1").status == process.RUNNING
-        go(box)
+        box.let_go()
         assert box.wait("c1").exit_status == 42
         box.restart()
         assert [record.code for record in box.exits("c1")] == [42]

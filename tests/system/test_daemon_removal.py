@@ -15,11 +15,6 @@ LABELS = {"shimd.io/auto-remove": "true"}
 WAITING = "while [ ! -e /go ]; do sleep 0.02; done; exit 4"
 
 
-def go(box: DaemonBox) -> None:
-    with open(f"{box.rootfs}/go", "w", encoding="utf-8"):
-        pass
-
-
 def is_gone(box: DaemonBox) -> bool:
     """No record, no task, no log, no bundle."""
     try:
@@ -35,7 +30,7 @@ def test_it_is_removed_at_its_end() -> None:
     with DaemonBox() as box:
         box.run("c1", "sh", "-c", WAITING, labels=LABELS)
         assert box.task("c1").status == process.RUNNING
-        go(box)
+        box.let_go()
         wait_until(lambda: is_gone(box), what="its removal")
         assert [one.code for one in box.exits("c1")] == [4]
         assert [event.topic for event in box.events()][-3:] == ["/tasks/exit", "/tasks/delete", "/containers/delete"]
@@ -46,7 +41,7 @@ def test_it_is_removed_after_the_daemon_s_own_end() -> None:
     with DaemonBox() as box:
         pid = box.run("c1", "sh", "-c", WAITING, labels=LABELS)
         box.kill()
-        go(box)
+        box.let_go()
         wait_until(lambda: not os.path.exists(f"/proc/{pid}"), what="its end")
         box.start()
         wait_until(lambda: is_gone(box), what="its removal")
@@ -56,7 +51,7 @@ def test_it_is_removed_after_the_daemon_s_own_end() -> None:
         os.unlink(f"{box.bundle('c1')}/state.json")  # what another shim would need
         os.kill(box.shim("c1").pid, signal.SIGKILL)
         wait_until(lambda: box.shim("c1").health == shimd.HEALTH_GONE, what="the loss to be noticed")
-        go(box)
+        box.let_go()
         wait_until(lambda: is_gone(box), what="its removal")
         assert [(one.HasField("code"), one.source) for one in box.exits("c1")] == [
             (True, shim.EXIT_SOURCE_WAITID),
@@ -71,7 +66,7 @@ def test_it_is_removed_whole_whatever_step_the_daemon_dies_at(point: str) -> Non
     with DaemonBox(environ={"SHIMD_FAULTS": f"{point}=kill", "SHIMD_FAULTS_ARMED": ARMED}) as box:
         box.environ.clear()
         box.run("c1", "sh", "-c", WAITING, labels=LABELS)
-        go(box)
+        box.let_go()
         assert box.gone() == -signal.SIGKILL
         box.start()
         wait_until(lambda: is_gone(box), what="its removal")
