@@ -8,6 +8,7 @@ import logging
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import trio
 
@@ -98,6 +99,14 @@ class EventLog:
         return gone + table.prune_exits(connection, self.limits.keep_exits)
 
 
+class Page(NamedTuple):
+    """Up to `PAGE` stored events."""
+
+    missed_through: int | None  # the newest event that is no longer stored though the reader has not had it
+    found: list[StoredEvent]  # what is for this reader
+    is_end: bool  # of what is stored
+
+
 class Reader:
     """A position in the journal. One task at a time may read through it."""
 
@@ -107,23 +116,22 @@ class Reader:
         self._ns = ns
         self._matches = matches
 
-    def missed_through(self) -> int | None:
-        """The newest event that is no longer stored though this reader has not had it; None: nothing is missing.
+    def next_page(self) -> Page:
+        """The next page, and this position moved past it.
 
-        The reader then stands after it.
+        It is read over all namespaces: so it is bounded, and the reader passes the events of others, too.
         """
-        pruned = self._log.database.read(table.pruned_through)
-        if pruned <= self.after_seq:
-            return None
-        self.after_seq = pruned
-        return pruned
 
-    def next_page(self) -> tuple[list[StoredEvent], bool]:
-        """What the filters pass of the next page, and whether this was the end of what is stored."""
-        page = self._log.database.read(lambda connection: table.page(connection, self.after_seq, PAGE, self._ns))
-        if page:
-            self.after_seq = page[-1].seq
-        return [event for event in page if self._matches(lookup_of(event))], len(page) < PAGE
+        def look(connection: sqlite3.Connection) -> tuple[int, list[StoredEvent]]:
+            return table.pruned_through(connection), table.page(connection, self.after_seq, PAGE)
+
+        pruned, page = self._log.database.read(look)
+        missed = pruned if pruned > self.after_seq else None
+        self.after_seq = page[-1].seq if page else max(self.after_seq, pruned)
+        return Page(missed, [event for event in page if self._is_for_it(event)], len(page) < PAGE)
+
+    def _is_for_it(self, event: StoredEvent) -> bool:
+        return self._ns in (None, event.ns) and self._matches(lookup_of(event))
 
     def require_close(self, max_lag: int) -> None:
         """Cut a live reader that is too slow.
@@ -138,7 +146,7 @@ class Reader:
             )
 
     async def wait_more(self) -> None:
-        """Return once there is an event after this position, whether or not the filters pass it."""
+        """Return once there is an event after this position, whether or not it is for this reader."""
         await self._log.wait_commit_after(lambda: self._log.newest_seq > self.after_seq)
 
 

@@ -3,6 +3,8 @@
 import time
 from typing import TYPE_CHECKING
 
+import trio
+
 from daemon.errors import invalid_argument
 from daemon.events import EventLog
 from daemon.identifiers import require_identifier, require_topic
@@ -44,12 +46,14 @@ class Events:
         """
         reader = self._log.reader(self._log.newest_seq, None, list(request.filters))
         while True:
-            found, is_end = reader.next_page()
-            for event in found:
+            page = reader.next_page()
+            for event in page.found:
                 await call.send(envelope(event))
             reader.require_close(self._log.limits.max_lag)
-            if is_end:
+            if page.is_end:
                 await reader.wait_more()
+            else:
+                await trio.lowlevel.checkpoint()  # a reader whom nothing is for must not keep others from their turn
 
 
 class ShimEvents:

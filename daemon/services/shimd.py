@@ -4,6 +4,8 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
+import trio
+
 from daemon.config import Config
 from daemon.errors import invalid_argument, not_found
 from daemon.events import EventLog
@@ -61,18 +63,20 @@ class Shimd:
         again.from_now, again.after_seq = False, after_seq
         call.begin_again = again
         while True:
-            missed_through = reader.missed_through()
-            if missed_through is not None:
-                again.after_seq = missed_through
-                await call.send(shimd.EventRecord(seq=missed_through + 1, gap=True))
-            found, is_end = reader.next_page()
-            for event in found:
+            page = reader.next_page()
+            if page.missed_through is not None:
+                again.after_seq = page.missed_through
+                await call.send(shimd.EventRecord(seq=page.missed_through + 1, gap=True))
+            for event in page.found:
                 again.after_seq = event.seq  # first: a message given to `send` is sent at once, or kept unsent
                 await call.send(_event_record(event))
-            if is_end:
-                if not request.follow:
-                    return
+            again.after_seq = reader.after_seq
+            if not page.is_end:
+                await trio.lowlevel.checkpoint()  # a reader whom nothing is for must not keep others from their turn
+            elif request.follow:
                 await reader.wait_more()
+            else:
+                return
 
     async def Exits(self, request: "api.ExitsRequest", call: Call) -> "api.ExitsResponse":  # noqa: N802
         ns = namespace_of(call)

@@ -74,12 +74,17 @@ class Database:
         return self._reader
 
     def read(self, work: Work[T]) -> T:
-        """Read on the event loop; keep it to point reads and bounded pages.
+        """Read on the event loop, all of it from one state of the store; keep it to point reads and bounded pages.
 
         Raises: StoreFailed.
         """
         with self._translated():
-            return work(self._reader)
+            self._reader.execute("BEGIN")
+            try:
+                return work(self._reader)
+            finally:
+                if self._reader.in_transaction:  # a failing disk may have ended it
+                    self._reader.execute("COMMIT")
 
     async def write(self, work: Work[T]) -> T:
         """Run ``work`` in a transaction of the writer thread and return its result once that is on disk.

@@ -32,13 +32,11 @@ def has_topic(connection: sqlite3.Connection, incarnation: str, topic: str) -> b
     return found.fetchone() is not None
 
 
-def page(connection: sqlite3.Connection, after_seq: int, limit: int, ns: str | None = None) -> list[StoredEvent]:
-    """Up to ``limit`` events after a cursor, oldest first; of one namespace, or of all."""
-    where, values = ("AND ns = ? ", (ns,)) if ns is not None else ("", ())
+def page(connection: sqlite3.Connection, after_seq: int, limit: int) -> list[StoredEvent]:
+    """Up to ``limit`` events after a cursor, of all namespaces, oldest first."""
     rows = connection.execute(
-        "SELECT seq, at_ns, ns, topic, type_url, value, exit FROM events WHERE seq > ? "  # noqa: S608 - constants
-        f"{where}ORDER BY seq LIMIT ?",
-        (after_seq, *values, limit),
+        "SELECT seq, at_ns, ns, topic, type_url, value, exit FROM events WHERE seq > ? ORDER BY seq LIMIT ?",
+        (after_seq, limit),
     )
     return [StoredEvent(*row) for row in rows]
 

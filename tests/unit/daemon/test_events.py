@@ -41,6 +41,7 @@ class FakeCall:
         self.deadline = float("inf")
         self.peer = None
         self.sent: list[object] = []
+        self.begin_again = shimd.EventsRequest()
         self.reads = trio.Event()
         self.reads.set()
 
@@ -85,6 +86,59 @@ async def test_a_slow_follower_misses_nothing(log: EventLog) -> None:
                 await trio.lowlevel.checkpoint()
         assert [record.seq for record in call.sent] == list(range(1, total + 1))
         nursery.cancel_scope.cancel()
+
+
+async def test_a_follower_is_not_kept_busy_by_other_namespaces(log: EventLog) -> None:
+    """Their events are passed, once; everybody else has their turn meanwhile, and an upgrade goes on from there."""
+    call = FakeCall("quiet")
+    async with trio.open_nursery() as nursery:
+        request = shimd.EventsRequest(from_now=True, follow=True)
+        nursery.start_soon(shimd_service(log).Events, request, call)
+        await trio.testing.wait_all_tasks_blocked()
+        await log.append(*(an_event(ns="loud") for _ in range(2 * PAGE)))
+        with trio.fail_after(5):
+            await trio.testing.wait_all_tasks_blocked()
+        assert (call.sent, call.begin_again.after_seq) == ([], 2 * PAGE)
+        await log.append(an_event(ns="quiet"))
+        with trio.fail_after(5):
+            while not call.sent:
+                await trio.lowlevel.checkpoint()
+        assert [record.seq for record in call.sent] == [2 * PAGE + 1]
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_filter_that_passes_nothing_lets_others_have_their_turn(log: EventLog) -> None:
+    """However much is stored: between two pages everybody else goes on."""
+    await log.append(*(an_event() for _ in range(4 * PAGE)))
+    turns = 0
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(take_turns)
+        await trio.lowlevel.checkpoint()
+        before = turns
+        await shimd_service(log).Events(shimd.EventsRequest(filters=["topic==/no/such"]), FakeCall())
+        assert turns - before >= 3
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_is_pruned_under_a_reader_is_told(log: EventLog) -> None:
+    """Also between two of its pages, and when nothing is left."""
+    await log.append(*(an_event() for _ in range(2 * PAGE)))
+    reader = log.reader(0)
+    assert len(reader.next_page().found) == PAGE
+    await log.database.write(lambda connection: table.prune(connection, keep_count=10, older_than_ns=0))
+    page = reader.next_page()
+    assert (page.missed_through, len(page.found), page.is_end) == (2 * PAGE - 10, 10, True)
+    await log.append(an_event())
+    await log.database.write(lambda connection: table.prune(connection, keep_count=0, older_than_ns=2))
+    page = reader.next_page()
+    assert (page.missed_through, page.found, reader.after_seq) == (2 * PAGE + 1, [], 2 * PAGE + 1)
 
 
 async def test_without_follow_the_stream_ends(log: EventLog) -> None:
