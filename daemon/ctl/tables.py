@@ -15,14 +15,16 @@ RESET = "\x1b[0m"
 
 
 class Column:
-    """A heading and how its cells behave: right-aligned numbers, and how narrow it may become (0: never cut)."""
+    """A heading and how its cells behave: right-aligned numbers, how narrow it may become (0: never cut), and which end
+    of a cell that is cut is kept."""
 
-    __slots__ = ("least", "right", "title")
+    __slots__ = ("keeps_end", "least", "right", "title")
 
-    def __init__(self, title: str, *, right: bool = False, least: int = 0) -> None:
+    def __init__(self, title: str, *, right: bool = False, least: int = 0, keeps_end: bool = False) -> None:
         self.title = title
         self.right = right
         self.least = least
+        self.keeps_end = keeps_end
 
 
 class Cell(str):
@@ -77,7 +79,8 @@ def _line(row: "Sequence[str]", columns: "Sequence[Column]", widths: list[int], 
     parts = []
     for at, text in enumerate(row):
         if len(text) > widths[at]:
-            text = text[: widths[at] - 1] + ELLIPSIS
+            kept = widths[at] - 1
+            text = ELLIPSIS + text[len(text) - kept :] if columns[at].keeps_end else text[:kept] + ELLIPSIS
         padded = text.rjust(widths[at]) if columns[at].right else text.ljust(widths[at])
         if shades and shades[at]:
             padded = COLOURS[shades[at]] + text + RESET + padded[len(text) :]

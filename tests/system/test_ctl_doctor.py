@@ -16,7 +16,8 @@ import pytest
 from shim import pins
 from tests.support import leaks
 from tests.support.ctlbox import CtlBox
-from tests.support.keeperbox import state_of
+from tests.support.daemonbox import GO_RUNTIME
+from tests.support.keeperbox import end_keepers, keepers_in, looked_after, state_of
 from tests.support.pty import Person
 from tests.support.waiting import wait_until
 
@@ -139,7 +140,7 @@ def test_each_defect_is_named_and_repaired_and_the_second_run_is_clean(box: CtlB
     cgroups = plant_cgroup(box)
     if not is_up:
         box.daemon.kill()
-    assert checks(examine(box)) == sorted([*away, *["leaked-cgroup"] * len(cgroups)])
+    assert checks(examine(box)) == sorted([*away, "leaked-cgroup"])
     lost = plant_shim(box)
     planted = [
         plant_bundle(box, "ghost"),
@@ -152,8 +153,7 @@ def test_each_defect_is_named_and_repaired_and_the_second_run_is_clean(box: CtlB
     os.chmod(f"{bundles(box)}/web/config.json", 0o644)
     named = [
         *away,
-        *["leaked-cgroup"] * len(cgroups),
-        *("cut-removal", "dead-pin", "leaked-mount", "leaked-mount", "orphan-bundle", "orphan-shim"),
+        *("cut-removal", "dead-pin", "leaked-cgroup", "orphan-bundle", "orphan-shim"),
         *("permissions", "stale-keeper", "stale-socket"),
     ]
 
@@ -170,6 +170,43 @@ def test_each_defect_is_named_and_repaired_and_the_second_run_is_clean(box: CtlB
     assert checks(examine(box)) == away
     assert examine(box, "--fix")["fixed"] == []
     assert is_well(box, pid)
+
+
+def test_a_shim_is_called_unprotected_only_while_no_keeper_has_it(box: CtlBox) -> None:
+    """Of two shims one was started without a keeper. The other's is killed, and the next one adopts it."""
+    directory = f"{box.daemon.state}/k"
+    box.daemon.kill()
+    box.daemon.start({"SHIMD_KEEPER": directory, "SHIMD_KEEPER_CGROUP": ""})
+    try:
+        box.detached("kept", "sleep", "1000")
+        (keeper,) = keepers_in(directory)
+        os.kill(keeper, signal.SIGKILL)
+        wait_until(lambda: shim_pid(box, "kept") in adopted(directory, but=keeper), what="another keeper to have it")
+        assert unprotected(box) == [f"{box.namespace}/web"]
+    finally:
+        box.daemon._clear()
+        end_keepers(directory)
+
+
+def unprotected(box: CtlBox) -> "list[str]":
+    """Whose shims the doctor says no keeper looks after."""
+    named = [each["subject"] for each in examine(box)["findings"] if each["check"] == "no-keeper"]
+    return ", ".join(named).split(", ") if named else []
+
+
+def adopted(directory: str, *, but: int) -> "set[int]":
+    """The shims that the keepers after this one have adopted."""
+    with open(f"{directory}/keeper.log", encoding="utf-8") as file:
+        log = file.read()
+    return {shim for keeper in keepers_in(directory) if keeper != but for shim in looked_after(log, keeper)}
+
+
+def test_a_container_of_a_foreign_shim_is_as_well_as_ours(box: CtlBox) -> None:
+    box.detached("go", "sleep", "1000", options=("--runtime", GO_RUNTIME))
+    assert checks(examine(box)) == []
+    box.daemon.kill()
+    assert checks(examine(box)) == ["daemon"]
+    box.daemon.start()
 
 
 def test_a_stopped_shim_is_named_and_continued(box: CtlBox) -> None:
@@ -246,13 +283,17 @@ def test_a_damaged_store_and_a_wrong_configuration_are_said(box: CtlBox) -> None
 
 
 def test_for_people_it_explains_and_fits_the_terminal(box: CtlBox) -> None:
-    plant_socket(f"{box.daemon.state}/s/{'e' * 64}", socket.SOCK_STREAM)
+    path = plant_socket(f"{box.daemon.state}/s/{'e' * 64}", socket.SOCK_STREAM)
     told = box.ctl.run("doctor")
     assert "stale-socket" in told.stdout
-    assert "--fix: remove" in told.stdout
+    assert f"\n      rm {path}\n" in told.stdout
+    assert "--fix does so" in told.stdout
     assert told.returncode == 3
     with Person(box.ctl.argv("doctor"), {**os.environ, "TERM": "dumb"}, columns=72) as person:
-        seen = person.sees(b"--fix: remove").decode()
+        seen = person.sees(b"; --fix repairs").decode()
     long = [line.strip() for line in seen.splitlines() if len(line) > 72]
     assert [line for line in long if max(map(len, line.split())) < 60] == [], "only a path may be longer"
-    assert "fixed " in box.ctl.run("doctor", "--fix").stdout
+    fixed = box.ctl.run("doctor", "--fix")
+    assert fixed.stdout.startswith(f"fixed: remove {path}\n")
+    assert fixed.returncode == 0
+    assert box.ctl.run("doctor", "--fix").stdout.startswith("there is nothing here that --fix repairs\n")

@@ -1,36 +1,27 @@
-"""`shimctl doctor`."""
+"""`shimctl doctor`: gathers facts, has them judged, repairs if it is told to, and looks again."""
 
 import argparse
 import dataclasses
-import json
 import os
-import sys
 
 from daemon import configfile
 from daemon.config import DEFAULT_PATH, Config
 from daemon.ctl.commands import Command
-from daemon.ctl.doctor import facts, finding, host, leftovers, store, tasks
-from daemon.ctl.doctor.finding import Finding, Severity, error
+from daemon.ctl.doctor import facts, finding, host, leftovers, store, tasks, telling
+from daemon.ctl.doctor.finding import ERROR, Finding, Kind, command
+from daemon.ctl.doctor.telling import Done, Report
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from daemon.ctl.doctor.host import Feature
-
 ASK_S = 5.0
 ROUNDS = 4
-COLOURS = {Severity.NOTE: "grey", Severity.WARNING: "yellow", Severity.ERROR: "red"}
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Report:
-    """What one look has shown."""
-
-    findings: list[Finding]
-    features: "list[Feature]"
-    daemon: "Any"
-    config: Config
+CONFIG = Kind(
+    "config", ERROR,
+    "the daemon will not start with it; one that runs goes on with what it has read",
+    "correct it, and check it before the daemon is started",
+)  # fmt: skip
 
 
 def examine(args: argparse.Namespace) -> Report:
@@ -42,15 +33,12 @@ def examine(args: argparse.Namespace) -> Report:
     seen = facts.gather(config, info, trouble, records)
     for check in (*tasks.CHECKS, *leftovers.CHECKS):
         findings += check(seen)
-    findings += store.check(config.database_path, seen.store, seen.store_trouble)
-    if seen.store is None and not seen.store_trouble and seen.bundles:
-        findings.append(
-            error(
-                "store", config.database_path, f"there is none, but there are {len(seen.bundles)} bundles",
-                "what is on record cannot be known, so nothing is called an orphan and nothing removed",
-                "name the daemon's own directories: --config FILE, or --root DIR and --state DIR",
-            )
-        )  # fmt: skip
+    findings += (
+        [seen.store_trouble] if seen.store_trouble is not None else store.check(config.database_path, seen.store)
+    )
+    if seen.store is None and seen.store_trouble is None and seen.bundles:
+        said = f"there is none, but there are {len(seen.bundles)} bundles"
+        findings.append(store.ELSEWHERE.of(config.database_path, said))
     runtimes = {runtime.runc or "runc" for runtime in config.runtimes.values()}
     features = host.features(host.Host(), sorted(runtimes))
     findings += host.check(host.Host(), config, features, info.pid if info is not None else 0, len(seen.shims))
@@ -89,15 +77,8 @@ def configured(args: argparse.Namespace) -> "tuple[Config, list[Finding]]":
         config = configfile.load(path, may_be_missing=not args.config)
     except configfile.ConfigError as failure:
         config = Config()
-        findings.append(
-            error(
-                "config",
-                path,
-                str(failure),
-                "the daemon will not start with it; one that runs goes on with what it has read",
-                f"correct it; then: shimd config check {path}",
-            )
-        )
+        said = str(failure).removeprefix(f"{path}: ")
+        findings.append(CONFIG.of(path, said, command("shimd", "config", "check", path)))
     changes: dict[str, Any] = {}
     if args.state != DEFAULT_STATE:
         changes["state_dir"] = os.path.abspath(args.state)
@@ -108,8 +89,8 @@ def configured(args: argparse.Namespace) -> "tuple[Config, list[Finding]]":
     return dataclasses.replace(config, **changes), findings
 
 
-def repair(findings: "list[Finding]") -> "list[tuple[Finding, str]]":
-    """Do every repair there is; each with why it could not be done, or nothing."""
+def repair(findings: "list[Finding]") -> "list[Done]":
+    """Do every repair there is."""
     done = []
     for one in findings:
         if one.repair is None:
@@ -117,11 +98,11 @@ def repair(findings: "list[Finding]") -> "list[tuple[Finding, str]]":
         try:
             one.repair.act()
         except FileNotFoundError:
-            done.append((one, ""))  # gone with an earlier repair
+            done.append(Done(one))  # gone with an earlier repair
         except OSError as failure:
-            done.append((one, f"{failure.strerror or failure}: {failure.filename or one.subject}"))
+            done.append(Done(one, f"{failure.strerror or failure}: {failure.filename or one.subject}"))
         else:
-            done.append((one, ""))
+            done.append(Done(one))
     return done
 
 
@@ -132,92 +113,20 @@ def doctor(args: argparse.Namespace) -> int:
 
         raise CtlError("only root sees enough of shims and their files", hint="sudo shimctl doctor")
     report = examine(args)
-    done: list[tuple[Finding, str]] = []
+    done: list[Done] = []
     for _ in range(ROUNDS if args.fix else 0):  # one repair may uncover the next: a bundle is left by its shim
         repaired = repair(report.findings)
         done += repaired
         if not repaired:
             break
         report = examine(args)
-        if any(failure for _, failure in repaired):
+        if any(one.failure for one in repaired):
             break
     if args.json:
-        _print_json(report, done)
+        telling.print_json(report, done)
     else:
-        _print_all(report, done)
+        telling.print_all(report, done if args.fix else None)
     return finding.exit_code(report.findings)
-
-
-# --- telling
-
-
-def _print_json(report: Report, done: "list[tuple[Finding, str]]") -> None:
-    info = report.daemon
-    made = {
-        "daemon": None if info is None else {"version": info.version, "pid": info.pid},
-        "root_dir": report.config.root_dir,
-        "state_dir": report.config.state_dir,
-        "features": [
-            {"name": one.name, "present": one.is_present, "detail": one.detail, "without": one.without}
-            for one in report.features
-        ],
-        "findings": [one.as_json() for one in report.findings],
-        "fixed": [{**one.as_json(), "failure": failure} for one, failure in done],
-    }
-    print(json.dumps(made, indent=2))
-
-
-def _print_all(report: Report, done: "list[tuple[Finding, str]]") -> None:
-    from daemon.ctl.tables import Cell, Column, print_table
-
-    for one, failure in done:
-        words = one.repair.words if one.repair is not None else ""
-        _say(f"could not {words}: {failure}" if failure else f"fixed {one.subject}: {words}")
-    if done:
-        print()
-    info = report.daemon
-    running = f"shimd {info.version}, pid {info.pid}" if info is not None else "no daemon"
-    _say(f"{running}; root {report.config.root_dir}, state {report.config.state_dir}")
-    _say("has: " + ", ".join(f"{one.name} ({one.detail})" for one in report.features if one.is_present))
-    if not report.findings:
-        print("nothing is wrong here")
-        return
-    print()
-    rows = [
-        [Cell(one.severity.word, COLOURS[one.severity]), one.check, one.subject, one.what.splitlines()[0]]
-        for one in report.findings
-    ]
-    print_table([Column("SEVERITY"), Column("CHECK"), Column("SUBJECT", least=12), Column("WHAT", least=24)], rows)
-    _explain(report.findings)
-
-
-def _explain(findings: "list[Finding]") -> None:
-    """Below the table, for each finding: what it means and what to do; the same words only once."""
-    last = ""
-    for one in findings:
-        print()
-        _say(f"{one.check}: {one.subject}")
-        texts = one.what.splitlines()
-        texts += [f"means: {one.means}"] if one.means != last else []
-        texts += [f"do: {one.do}"]
-        texts += [f"--fix: {one.repair.words}"] if one.repair is not None else []
-        last = one.means
-        for text in texts:
-            _say(text, indent="  ")
-
-
-def _say(text: str, indent: str = "") -> None:
-    """A line that fits the terminal: it goes on in the next; only a long path may not."""
-    import textwrap
-
-    from daemon.ctl.tables import plain, terminal_width
-
-    width = min(terminal_width(sys.stdout) or 120, 120)
-    print(
-        textwrap.fill(
-            plain(text), width, initial_indent=indent, subsequent_indent=indent + "  ", break_long_words=False
-        )
-    )
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
@@ -238,7 +147,7 @@ processes; permissions, configuration, the store, versions. It works with the da
 changes nothing.
 
 With --fix it repairs what is provably ours and dead, says what it did, and looks again. What lives is never touched,
-but that a stopped shim is continued.
+but that a stopped shim or keeper is continued.
 
 Exit codes: 0 nothing to act on, 3 warnings, 4 errors; 1 the doctor failed, 2 wrong usage. With --fix: of what is left.
 """,

@@ -12,7 +12,8 @@ from typing import Any
 from daemon import identity
 from daemon.config import Config
 from daemon.ctl.doctor import store
-from daemon.ctl.doctor.store import Store
+from daemon.ctl.doctor.finding import Finding
+from daemon.ctl.doctor.store import Row, Store
 from daemon.identity import Identity
 from daemon.shims import bundle
 from ttrpc.api import pulse
@@ -61,6 +62,7 @@ class Process:
     parent: int
     has_children: bool
     state: str = "S"  # the letter of proc_pid_stat(5)
+    watches: frozenset[int] = frozenset()  # of a keeper: the pids it holds pidfds of, its adopted shims among them
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ class Facts:
     daemon_trouble: str = ""
     shim_records: tuple[Any, ...] = ()
     store: Store | None = None
-    store_trouble: str = ""
+    store_trouble: Finding | None = None
     bundles: tuple[Bundle, ...] = ()
     cut_removals: tuple[str, ...] = ()
     mounts: tuple[str, ...] = ()
@@ -82,7 +84,7 @@ class Facts:
     pins: tuple[str, ...] = ()
     shims: tuple[Process, ...] = ()
     keepers: tuple[Process, ...] = ()
-    empty_cgroups: tuple[str, ...] = ()  # of containers we had once
+    empty_cgroups: dict[Key, tuple[str, ...]] = dataclasses.field(default_factory=dict)  # of containers we had once
     looks: dict[int, tuple[pulse.Look, pulse.Look]] = dataclasses.field(default_factory=dict)
 
     @property
@@ -106,6 +108,8 @@ def gather(config: Config, daemon: Any, trouble: str, shim_records: "tuple[Any, 
     cut = tuple(bundle.list_doomed(config.bundles_dir))
     found_store, store_trouble = store.read(config.database_path, config.bundles_dir)
     bundles = tuple(read_bundle(key, config.bundle(*key), boot_id) for key in listed)
+    if found_store is not None:
+        bundles = tuple(by_record(one, found_store.tasks.get(one.key), boot_id) for one in bundles)
     shims, keepers = own_processes(config.bundles_dir)
     return Facts(
         config=config,
@@ -123,7 +127,7 @@ def gather(config: Config, daemon: Any, trouble: str, shim_records: "tuple[Any, 
         pins=tuple(files_in(f"{config.shim_socket_dir}/pins")),
         shims=shims,
         keepers=keepers,
-        empty_cgroups=tuple(empty_cgroups(found_store)),
+        empty_cgroups=empty_cgroups(found_store),
         looks=look_twice(bundles),
     )
 
@@ -154,6 +158,14 @@ def read_bundle(key: Key, path: str, boot_id: str) -> Bundle:
         is_foreign=os.path.exists(os.path.join(path, bundle.INCARNATION)),
         runtime_root=os.path.join(str(options.get("root") or "/run/containerd/runc"), key[0]),
     )
+
+
+def by_record(one: Bundle, row: Row | None, boot_id: str) -> Bundle:
+    """A foreign shim leaves no state of ours in its bundle: which processes it is and has, the store knows."""
+    if not one.is_foreign or row is None or row.boot_id != boot_id:
+        return one
+    shim, init = Identity(row.shim_pid, row.shim_start_ticks), Identity(row.pid, row.pid_start_ticks)
+    return dataclasses.replace(one, shim=shim if shim.pid else None, init=init if init.pid else None)
 
 
 def identity_in(fields: "dict[str, Any]", pid_name: str, ticks_name: str) -> Identity | None:
@@ -194,10 +206,24 @@ def own_processes(bundles_dir: str) -> "tuple[tuple[Process, ...], tuple[Process
         state, parent = (stat_fields[0], int(stat_fields[1])) if len(stat_fields) > 1 else ("", 0)
         found = Process(known, comm, cwd, parent, bool(children), state)
         if comm == KEEPER_COMM:
-            keepers.append(found)
+            keepers.append(dataclasses.replace(found, watches=held_by_pidfd(pid)))
         elif cwd.startswith(bundles_dir + "/"):
             shims.append(found)
     return tuple(shims), tuple(keepers)
+
+
+def held_by_pidfd(pid: int) -> "frozenset[int]":
+    """The processes that a process has pidfds of. A keeper has one of each shim it has adopted: shim/SHIM.md.
+
+    So it need not be asked, and neither need the shim. Source: proc_pid_fdinfo(5), `Pid:` of a pidfd.
+    """
+    found = set()
+    for path in files_in(f"/proc/{pid}/fd"):
+        with contextlib.suppress(OSError, ValueError):
+            if "pidfd" in os.readlink(path):
+                info = pulse.read_proc(pid, f"fdinfo/{os.path.basename(path)}")
+                found.add(int(info.partition("\nPid:")[2].split(maxsplit=1)[0]))
+    return frozenset(found)
 
 
 def look_twice(bundles: "tuple[Bundle, ...]") -> "dict[int, tuple[pulse.Look, pulse.Look]]":
@@ -247,13 +273,15 @@ def cgroup_roots() -> list[str]:
     return list(dict.fromkeys(roots))
 
 
-def empty_cgroups(found: Store | None) -> "list[str]":
+def empty_cgroups(found: Store | None) -> "dict[Key, tuple[str, ...]]":
     """Cgroups of containers our store has known and that are gone, with no process in them."""
-    if found is None:
-        return []
-    gone = sorted(found.past - set(found.tasks) - found.containers)
-    paths = [os.path.join(root, *key) for root in cgroup_roots() for key in gone]
-    return [path for path in paths if os.path.isdir(path) and is_empty_cgroup(path)]
+    made: dict[Key, tuple[str, ...]] = {}
+    roots = cgroup_roots()
+    for key in sorted(found.past - set(found.tasks) - found.containers if found is not None else ()):
+        paths = tuple(path for root in roots if os.path.isdir(path := os.path.join(root, *key)))
+        if paths and all(map(is_empty_cgroup, paths)):
+            made[key] = paths
+    return made
 
 
 def is_empty_cgroup(path: str) -> bool:

@@ -1,7 +1,8 @@
-"""What the doctor says: one finding at a time, each with what it means, what to do, and what --fix would do."""
+"""Kinds of findings, each with what it means and what to do, and the single findings of a kind."""
 
 import dataclasses
 import enum
+import shlex
 from collections.abc import Callable
 
 
@@ -17,6 +18,9 @@ class Severity(enum.IntEnum):
         return self.name.lower()
 
 
+NOTE, WARNING, ERROR = Severity
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Repair:
     """What --fix does: in words, and as a function that makes sure once more, acts, and raises OSError if it cannot."""
@@ -26,39 +30,58 @@ class Repair:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Finding:
-    """`check` names the kind, `subject` the thing; `what` is the fact, `means` its consequence, `do` the advice."""
+class Kind:
+    """What may be found. `check` is its name, `means` its consequence, `do` the advice: of no single thing."""
 
     check: str
     severity: Severity
-    subject: str
-    what: str
     means: str
     do: str
+
+    def of(self, subject: str, what: str, *run: str, repair: Repair | None = None) -> "Finding":
+        """One finding: of which thing, the fact, and commands that do what is advised, to be pasted as they are."""
+        return Finding(self, subject, what, run, repair)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Finding:
+    """`subject` names the thing, `what` is the fact; its kind says the rest."""
+
+    kind: Kind
+    subject: str
+    what: str
+    run: tuple[str, ...] = ()
     repair: Repair | None = None
 
-    def as_json(self) -> dict[str, str | None]:
+    @property
+    def check(self) -> str:
+        return self.kind.check
+
+    @property
+    def severity(self) -> Severity:
+        return self.kind.severity
+
+    def as_json(self) -> dict[str, object]:
         return {
             "check": self.check,
             "severity": self.severity.word,
             "subject": self.subject,
             "what": self.what,
-            "means": self.means,
-            "do": self.do,
+            "means": self.kind.means,
+            "do": self.kind.do,
+            "run": list(self.run),
             "fix": self.repair.words if self.repair is not None else None,
         }
 
 
-def note(check: str, subject: str, what: str, means: str, do: str, repair: Repair | None = None) -> Finding:
-    return Finding(check, Severity.NOTE, subject, what, means, do, repair)
+def command(*words: str) -> str:
+    """A command line that a shell takes apart into just these words. Pure."""
+    return shlex.join(words)
 
 
-def warning(check: str, subject: str, what: str, means: str, do: str, repair: Repair | None = None) -> Finding:
-    return Finding(check, Severity.WARNING, subject, what, means, do, repair)
-
-
-def error(check: str, subject: str, what: str, means: str, do: str, repair: Repair | None = None) -> Finding:
-    return Finding(check, Severity.ERROR, subject, what, means, do, repair)
+def shimctl(ns: str, *words: str) -> str:
+    """A command of shimctl in a namespace. Pure."""
+    return command("shimctl", "-n", ns, *words)
 
 
 def exit_code(findings: "list[Finding]") -> int:

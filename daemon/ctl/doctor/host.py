@@ -10,12 +10,14 @@ import time
 from collections.abc import Iterable, Iterator
 
 from daemon.config import Config
-from daemon.ctl.doctor.finding import Finding, error, note, warning
+from daemon.ctl.doctor.finding import ERROR, NOTE, WARNING, Finding, Kind, command
 
 LOW_PERCENT, FULL_PERCENT = 10.0, 2.0  # of a disk or its inodes that is free
 LOW_BYTES = 256 * 1024 * 1024
 USED_PERCENT = 80.0  # of a table of the kernel's, or of a limit of the daemon's
 FDS_PER_SHIM, FDS_BASE = 4, 256  # what the daemon opens
+# Of inotify: the kernel gives 128 to all that runs as root. Some 64 are the host's own, and a program has one or two.
+INOTIFY_PER_SHIM, INOTIFY_BASE = 2, 64
 EARLIEST_S = 1_704_067_200  # 2024-01-01: a clock before that was never set
 RUNTIME_S = 5.0
 CAP_SYS_ADMIN, CAP_SYS_RESOURCE = 21, 24
@@ -23,14 +25,50 @@ CAP_SYS_ADMIN, CAP_SYS_RESOURCE = 21, 24
 _GET_INFO, _INFO_BYTES, _INFO_EXIT = 0xC040FF0B, 64, 1 << 3
 
 
+LOW_DISK, FULL_DISK = (
+    Kind(
+        "disk", severity,
+        "when it is full nothing new is recorded or created, and logs wait; exits already told are safe",
+        "make room, or move root_dir or state_dir; keep less of logs: log options max-size and max-file",
+    )
+    for severity in (WARNING, ERROR)
+)  # fmt: skip
+MANY_FILES = Kind(
+    "files", WARNING,
+    "at the limit no container starts, and programs fail at random",
+    "find who holds so many, or raise fs.file-max",
+)  # fmt: skip
+MANY_PIDS = Kind(
+    "pids", WARNING,
+    "at the limit no container starts, and programs fail at random",
+    "find who has so many, or raise kernel.pid_max and kernel.threads-max",
+)  # fmt: skip
+DAEMON_FILES = Kind(
+    "files", WARNING,
+    "at the limit the daemon accepts no client and adopts no shim",
+    "raise LimitNOFILE of its unit, and restart it: containers run on",
+)  # fmt: skip
+FEW_INOTIFY = Kind(
+    "inotify", NOTE,
+    "shimd needs none; programs in containers share it, and fail with 'too many open files'",
+    "raise it, here and in /etc/sysctl.d",
+)  # fmt: skip
+CLOCK = Kind(
+    "clock", ERROR,
+    "times of exits and events are wrong; their order is kept",
+    "set it, and see why nothing does",
+)  # fmt: skip
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Feature:
-    """One thing a host may have or lack, and what degrades without it."""
+    """One thing a host may have or lack, what degrades without it, and where it would come from."""
 
     name: str
     is_present: bool
-    detail: str
+    detail: str  # what is here, if that says more than that it is
     without: str
+    remedy: str
     is_needed: bool = False  # nothing runs without it
 
 
@@ -105,31 +143,46 @@ def release(text: str) -> tuple[int, int]:
 def kernel_features(host: Host, has_pidfd: bool, has_pidfs: bool, tells_exit: bool) -> Iterator[Feature]:
     """What the kernel offers. Pure but for the host's files."""
     kernel = host.text("/proc/sys/kernel/osrelease").strip()
-    yield Feature("pidfd", has_pidfd, f"kernel {kernel}", "processes cannot be held fast: nothing works", True)
     yield Feature(
-        "pidfs", has_pidfs, "Linux 6.9",
-        "processes are told apart by pid, start time and boot id alone, which is enough",
+        "pidfd", has_pidfd, f"kernel {kernel}", "processes cannot be held fast: nothing works",
+        "a kernel of 5.4 or later", True,
     )  # fmt: skip
     yield Feature(
-        "exit status by pidfd", tells_exit, "PIDFD_GET_INFO, Linux 6.15",
+        "pidfs", has_pidfs, "", "processes are told apart by pid, start time and boot id alone, which is enough",
+        "a kernel of 6.9 or later has it; nothing needs it",
+    )  # fmt: skip
+    yield Feature(
+        "exit status by pidfd", tells_exit, "",
         "an exit while shim and keeper are both dead is unknown; pins do not help",
+        "a kernel of 6.15 or later has it; nothing needs it",
     )  # fmt: skip
     version = cgroup_version(host.text("/proc/self/mountinfo"))
-    yield Feature("cgroups", bool(version), version, "runc cannot make a container", True)
     yield Feature(
-        "cgroup v2", version == "v2", version, "metrics and OOM notices come from version 1, which knows no PSI"
-    )
-    yield Feature(
-        "overlayfs", "overlay" in host.text("/proc/filesystems").split(), "/proc/filesystems",
-        "root file systems by overlay cannot be mounted, unless the module is loaded on demand (modprobe overlay)",
+        "cgroups", bool(version), version, "runc cannot make a container",
+        "mount them: mount -t cgroup2 none /sys/fs/cgroup", True,
     )  # fmt: skip
     yield Feature(
-        "seccomp", "Seccomp:" in host.text("/proc/self/status"), "/proc/self/status",
-        "containers run without the system-call filter, or not at all",
+        "cgroup v2", version == "v2", version, "metrics and OOM notices come from version 1, which knows no PSI",
+        "boot with systemd.unified_cgroup_hierarchy=1; nothing needs it",
+    )  # fmt: skip
+    yield Feature(
+        "overlayfs", "overlay" in host.text("/proc/filesystems").split(), "",
+        "root file systems by overlay cannot be mounted, unless the module is loaded on demand",
+        "modprobe overlay",
+    )  # fmt: skip
+    yield Feature(
+        "seccomp", "Seccomp:" in host.text("/proc/self/status"), "",
+        "containers run without the system-call filter, or not at all", "a kernel with CONFIG_SECCOMP_FILTER",
     )  # fmt: skip
     users = host.number("/proc/sys/user/max_user_namespaces")
-    yield Feature("user namespaces", bool(users), f"max {users or 0}", "containers with a user namespace fail")
-    yield Feature("PSI", host.has("/proc/pressure/memory"), "Linux 4.20, CONFIG_PSI", "no pressure in metrics")
+    yield Feature(
+        "user namespaces", bool(users), "", "containers with a user namespace fail",
+        "sysctl user.max_user_namespaces=10000, and a kernel with CONFIG_USER_NS",
+    )  # fmt: skip
+    yield Feature(
+        "PSI", host.has("/proc/pressure/memory"), "", "no pressure in metrics",
+        "boot with psi=1, a kernel of 4.20 or later with CONFIG_PSI; nothing needs it",
+    )  # fmt: skip
 
 
 def cgroup_version(mountinfo: str) -> str:
@@ -147,12 +200,13 @@ def privileges(host: Host) -> Iterator[Feature]:
     )
     mask = int(line.split()[1], 16)
     yield Feature(
-        "CAP_SYS_ADMIN", bool(mask >> CAP_SYS_ADMIN & 1), "capabilities(7)",
-        "nothing can be mounted: no root file systems, no pins", True,
+        "CAP_SYS_ADMIN", bool(mask >> CAP_SYS_ADMIN & 1), "", "nothing can be mounted: no root file systems, no pins",
+        "start shimd as root of the host, or of a container that is privileged", True,
     )  # fmt: skip
     yield Feature(
-        "CAP_SYS_RESOURCE", bool(mask >> CAP_SYS_RESOURCE & 1), "capabilities(7)",
+        "CAP_SYS_RESOURCE", bool(mask >> CAP_SYS_RESOURCE & 1), "",
         "shims cannot be protected from the OOM killer, nor given more files than their limit",
+        "give it to the daemon's unit, or the container it runs in; nothing else needs it",
     )  # fmt: skip
 
 
@@ -166,7 +220,10 @@ def runtime(name: str) -> Feature:
             said = (done.stdout.splitlines() or ["says nothing"])[0]
         except (OSError, subprocess.TimeoutExpired) as failure:
             said = f"cannot be run: {failure}"
-    return Feature(name, path is not None, said or "not in PATH", "no container can be made with it", True)
+    return Feature(
+        name, path is not None, said or "not in PATH", "no container can be made with it",
+        "install it, or name another in the configuration: [runtimes]", True,
+    )  # fmt: skip
 
 
 def missing(found: "Iterable[Feature]") -> Iterator[Finding]:
@@ -174,9 +231,8 @@ def missing(found: "Iterable[Feature]") -> Iterator[Finding]:
     for feature in found:
         if feature.is_present:
             continue
-        make = error if feature.is_needed else note
-        do = "install it, or a kernel that has it" if feature.is_needed else "nothing, if you can do without"
-        yield make("feature", feature.name, f"missing ({feature.detail})", feature.without, do)
+        kind = Kind("feature", ERROR if feature.is_needed else NOTE, feature.without, feature.remedy)
+        yield kind.of(feature.name, f"missing ({feature.detail})" if feature.detail else "missing")
 
 
 # --- room
@@ -198,43 +254,36 @@ def disk(directory: str, free: int, total: int, what: str) -> Iterator[Finding]:
     percent = 100 * free / total if total else 100.0
     is_low = percent < LOW_PERCENT or (what == "bytes" and free < LOW_BYTES)
     if total and is_low:
-        make = error if percent < FULL_PERCENT or free == 0 else warning
+        kind = FULL_DISK if percent < FULL_PERCENT or free == 0 else LOW_DISK
         amount = f"{free / 2**20:.0f} MiB" if what == "bytes" else f"{free} {what}"
-        yield make(
-            "disk", directory, f"{amount} free, {percent:.1f} %",
-            "when it is full nothing new is recorded or created, and logs wait; exits already told are safe",
-            "make room, or move root_dir or state_dir; logs: log options max-size and max-file",
-        )  # fmt: skip
+        yield kind.of(
+            directory, f"{amount} free, {percent:.1f} %", command("df", "-h" if what == "bytes" else "-i", directory)
+        )
 
 
 def tables(host: Host, shims: int) -> Iterator[Finding]:
     """Files and processes of the whole host against what the kernel allows."""
     words = host.text("/proc/sys/fs/file-nr").split()
     if len(words) == 3:
-        yield from _used("files", "open files of the host", int(words[0]) - int(words[1]), int(words[2]), "fs.file-max")
+        yield from _used(MANY_FILES, "open files of the host", int(words[0]) - int(words[1]), int(words[2]))
     threads = host.text("/proc/loadavg").split()
     running = threads[3].partition("/")[2] if len(threads) > 3 else ""
     limits = [host.number(f"/proc/sys/kernel/{name}") for name in ("pid_max", "threads-max")]
     known = [limit for limit in limits if limit]
     if running.isdecimal() and known:
-        yield from _used(
-            "pids", "processes and threads", int(running), min(known), "kernel.pid_max, kernel.threads-max"
-        )
+        yield from _used(MANY_PIDS, "processes and threads", int(running), min(known))
     instances = host.number("/proc/sys/fs/inotify/max_user_instances")
-    if instances is not None and instances < 128 + shims:
-        yield note(
-            "inotify", "fs.inotify.max_user_instances", f"it is {instances}, with {shims} containers",
-            "shimd needs none; programs in containers share it, and fail with 'too many open files'",
-            "raise it: sysctl fs.inotify.max_user_instances=1024",
-        )  # fmt: skip
+    if instances is not None and instances < INOTIFY_BASE + INOTIFY_PER_SHIM * shims:
+        yield FEW_INOTIFY.of(
+            "fs.inotify.max_user_instances",
+            f"it is {instances}, with {shims} containers",
+            "sysctl fs.inotify.max_user_instances=1024",
+        )
 
 
-def _used(check: str, subject: str, used: int, limit: int, name: str) -> Iterator[Finding]:
+def _used(kind: Kind, subject: str, used: int, limit: int) -> Iterator[Finding]:
     if limit and 100 * used / limit >= USED_PERCENT:
-        yield warning(
-            check, subject, f"{used} of {limit}", "at the limit no container starts, and programs fail at random",
-            f"find who holds so many, or raise {name}",
-        )  # fmt: skip
+        yield kind.of(subject, f"{used} of {limit}")
 
 
 def daemon_files(host: Host, pid: int, shims: int) -> Iterator[Finding]:
@@ -247,21 +296,15 @@ def daemon_files(host: Host, pid: int, shims: int) -> Iterator[Finding]:
         return
     limit, used = int(words[3]), host.count(f"/proc/{pid}/fd")
     if 100 * used / limit >= USED_PERCENT or limit < FDS_PER_SHIM * shims + FDS_BASE:
-        yield warning(
-            "files", f"the daemon (pid {pid})", f"{used} of {limit} files open, with {shims} shims",
-            "at the limit it accepts no client and adopts no shim",
-            "raise LimitNOFILE of its unit, and restart it: containers run on",
-        )  # fmt: skip
+        yield DAEMON_FILES.of(f"the daemon (pid {pid})", f"{used} of {limit} files open, with {shims} shims")
 
 
 def clock(now_s: float | None = None) -> Iterator[Finding]:
     """Whether the clock was ever set. Pure but for the clock."""
     now = time.time() if now_s is None else now_s
     if now < EARLIEST_S:
-        yield error(
-            "clock", "the clock", time.strftime("it says %Y-%m-%d", time.gmtime(now)),
-            "times of exits and events are wrong; their order is kept", "set it: timedatectl, chronyc makestep",
-        )  # fmt: skip
+        said = time.strftime("it says %Y-%m-%d", time.gmtime(now))
+        yield CLOCK.of("the clock", said, "timedatectl", "chronyc makestep")
 
 
 def check(host: Host, config: Config, found: "Iterable[Feature]", pid: int, shims: int) -> Iterator[Finding]:

@@ -7,10 +7,56 @@ from functools import partial
 
 from daemon.ctl.doctor import repairs
 from daemon.ctl.doctor.facts import Facts, keeper_dir
-from daemon.ctl.doctor.finding import Finding, Repair, error, note, warning
+from daemon.ctl.doctor.finding import ERROR, NOTE, WARNING, Finding, Kind, Repair, command, shimctl
 from daemon.version import VERSION
 
 PIN_PREFIX = 16  # a pin is called after the first digits of its shim's socket
+
+STALE_SOCKET = Kind(
+    "stale-socket", WARNING,
+    "harmless; it is what is left of a shim that was killed",
+    "remove it",
+)  # fmt: skip
+STALE_KEEPER = Kind(
+    "stale-keeper", WARNING,
+    "that keeper is dead; the next start of a container starts another, which takes the path",
+    "start a container, or remove it",
+)  # fmt: skip
+DEAD_PIN = Kind(
+    "dead-pin", WARNING,
+    "it costs a mount and a few hundred bytes of kernel memory",
+    "unmount it, and remove the file",
+)  # fmt: skip
+LEAKED_CGROUP = Kind(
+    "leaked-cgroup", WARNING,
+    "it costs a little kernel memory; a new container of this name would find its old limits",
+    "remove it",
+)  # fmt: skip
+TOO_OPEN = Kind(
+    "permissions", ERROR,
+    "users of this host may read what containers are given, or do with them as they like",
+    "take the rights away; what was secret in there may be known to others by now",
+)  # fmt: skip
+FOREIGN_OWNER = Kind(
+    "permissions", ERROR,
+    "that user decides what shimd does",
+    "find out who made it, then make it root's",
+)  # fmt: skip
+OTHER_DAEMON = Kind(
+    "version", WARNING,
+    "they understand each other, but what is new in one is not in the other",
+    "have the installed one take the daemon's place, without a refused call, or restart it: containers run on",
+)  # fmt: skip
+OTHER_SHIM = Kind(
+    "version", NOTE,
+    "it was started by another release, and serves as that one did",
+    "nothing needs it; it can go on as the installed code, under its running container",
+)  # fmt: skip
+OTHER_KEEPER = Kind(
+    "version", NOTE,
+    "it ends with its last shim; shims started now have another",
+    "nothing",
+)  # fmt: skip
 
 
 def stale_sockets(facts: Facts) -> Iterator[Finding]:
@@ -18,23 +64,17 @@ def stale_sockets(facts: Facts) -> Iterator[Finding]:
     named = {one.socket_path for one in facts.bundles}
     for path in facts.dead_sockets:
         if path not in named:
-            yield warning(
-                "stale-socket", path, "a socket on which nobody listens, of no bundle",
-                "harmless; it is what is left of a shim that was killed",
-                f"remove {path}",
-                Repair(f"remove {path}", partial(repairs.remove_socket, path)),
-            )  # fmt: skip
+            remove = Repair(f"remove {path}", partial(repairs.remove_socket, path))
+            yield STALE_SOCKET.of(
+                path, "a socket on which nobody listens, of no bundle", command("rm", path), repair=remove
+            )
 
 
 def stale_keepers(facts: Facts) -> Iterator[Finding]:
     """Keepers' sockets that nobody listens on."""
     for path in facts.dead_keepers:
-        yield warning(
-            "stale-keeper", path, "a keeper's socket on which nobody listens",
-            "that keeper is dead; the next start of a container starts another, which takes the path",
-            f"remove {path}, or start a container",
-            Repair(f"remove {path}", partial(repairs.remove_keeper_socket, path)),
-        )  # fmt: skip
+        remove = Repair(f"remove {path}", partial(repairs.remove_keeper_socket, path))
+        yield STALE_KEEPER.of(path, "a keeper's socket on which nobody listens", command("rm", path), repair=remove)
 
 
 def dead_pins(facts: Facts) -> Iterator[Finding]:
@@ -42,23 +82,25 @@ def dead_pins(facts: Facts) -> Iterator[Finding]:
     wanted = {os.path.basename(one.socket_path)[:PIN_PREFIX] for one in facts.bundles if one.socket_path}
     for path in facts.pins:
         if os.path.basename(path)[:PIN_PREFIX] not in wanted:
-            yield warning(
-                "dead-pin", path, "it keeps the exit status of a container that nobody asks for any more",
-                "a mount and a few hundred bytes of kernel memory",
-                f"umount {path}, and remove the file",
-                Repair(f"unmount and remove {path}", partial(repairs.remove_pin, path)),
-            )  # fmt: skip
+            yield DEAD_PIN.of(
+                path,
+                "it keeps the exit status of a container that nobody asks for any more",
+                command("umount", path),
+                command("rm", path),
+                repair=Repair(f"unmount and remove {path}", partial(repairs.remove_pin, path)),
+            )
 
 
 def empty_cgroups(facts: Facts) -> Iterator[Finding]:
-    """Cgroups of containers that are gone."""
-    for path in facts.empty_cgroups:
-        yield warning(
-            "leaked-cgroup", path, "an empty cgroup of a container that is gone",
-            "a little kernel memory; a new container of this name would find its old limits",
-            f"rmdir {path}",
-            Repair(f"rmdir {path}", partial(repairs.remove_cgroup, path)),
-        )  # fmt: skip
+    """Cgroups of containers that are gone: one finding for each container, in however many hierarchies it was."""
+    for key, paths in facts.empty_cgroups.items():
+        name, count = "/".join(key), len(paths)
+        yield LEAKED_CGROUP.of(
+            name,
+            f"an empty cgroup of a container that is gone{f', in {count} hierarchies' if count > 1 else ''}",
+            command("rmdir", *paths),
+            repair=Repair(f"remove the cgroup of {name}", partial(repairs.remove_cgroups, paths)),
+        )
 
 
 def permissions(facts: Facts) -> Iterator[Finding]:
@@ -75,44 +117,39 @@ def permissions(facts: Facts) -> Iterator[Finding]:
             continue
         mode = stat.S_IMODE(found.st_mode)
         if mode & ~wanted & 0o077:
-            yield error(
-                "permissions", path, f"mode {mode:04o}, more than {wanted:04o}",
-                "users of this host may read what containers are given, or do with them as they like",
-                f"chmod {wanted:o} {path}",
-                Repair(f"chmod {wanted:o} {path}", partial(repairs.restrict, path, wanted)),
-            )  # fmt: skip
+            yield TOO_OPEN.of(
+                path,
+                f"mode {mode:04o}, more than {wanted:04o}",
+                command("chmod", f"{mode & wanted:o}", path),
+                repair=Repair(f"chmod {mode & wanted:o} {path}", partial(repairs.restrict, path, wanted)),
+            )
         if found.st_uid not in (os.geteuid(), config.socket.uid):
-            yield error(
-                "permissions", path, f"it belongs to uid {found.st_uid}",
-                "that user decides what shimd does", f"find out who made it; then: chown root {path}",
-            )  # fmt: skip
+            yield FOREIGN_OWNER.of(
+                path, f"it belongs to uid {found.st_uid}", command("ls", "-ld", path), command("chown", "root", path)
+            )
 
 
 def versions(facts: Facts) -> Iterator[Finding]:
     """Daemon and shims of other releases than this shimctl."""
     if facts.daemon is not None and facts.daemon.version != VERSION:
-        yield warning(
-            "version", "the daemon", f"it is {facts.daemon.version}, shimctl is {VERSION}",
-            "they understand each other, but what is new in one is not in the other",
-            "restart the daemon: containers run on",
-        )  # fmt: skip
+        yield OTHER_DAEMON.of(
+            "the daemon", f"it is {facts.daemon.version}, shimctl is {VERSION}", "shimctl daemon upgrade"
+        )
     old = [one for one in facts.shim_records if one.version and "containerd-shim" not in one.version]
     old = [one for one in old if one.version.split()[0] != VERSION]
     for one in old:
-        yield note(
-            "version", f"{one.namespace}/{one.container_id}", f"its shim is {one.version}, shimctl is {VERSION}",
-            "it was started by another release, and serves as that one did",
-            "nothing: the container's next start brings the new one",
-        )  # fmt: skip
+        yield OTHER_SHIM.of(
+            f"{one.namespace}/{one.container_id}",
+            f"its shim is {one.version}, shimctl is {VERSION}",
+            shimctl(one.namespace, "shim", "upgrade", one.container_id),
+        )
     mine = {os.path.basename(path) for path in _own_keepers()}
     for keeper in facts.keepers:
         title = _title(keeper.identity.pid)
         is_ours = os.path.dirname(title) == keeper_dir(facts.config)
         if mine and is_ours and os.path.basename(title) not in mine:
-            yield note(
-                "version", f"keeper {keeper.identity.pid}", "it is of another installation or release than shimctl",
-                "it ends with its last shim; shims started now have another", "nothing",
-            )  # fmt: skip
+            pid = keeper.identity.pid
+            yield OTHER_KEEPER.of(f"keeper {pid}", "it is of another installation or release than shimctl")
 
 
 def _own_keepers() -> list[str]:

@@ -11,6 +11,7 @@ import signal
 import socket
 import stat
 import subprocess
+from collections.abc import Iterable
 
 from daemon import identity
 from daemon.ctl.doctor.facts import Bundle, is_empty_cgroup, is_refused
@@ -121,12 +122,17 @@ def remove_pin(path: str) -> None:
         os.close(lock_fd)
 
 
-def remove_cgroup(path: str) -> None:
-    """Remove a cgroup and those below it; the kernel refuses one that has a process."""
-    if not is_empty_cgroup(path):
-        raise Changed(path)
-    for folder, _, _ in os.walk(path, topdown=False):
-        os.rmdir(folder)
+def remove_cgroups(paths: "Iterable[str]") -> None:
+    """Remove cgroups and those below them, none if one has a process; the kernel refuses one that has."""
+    for path in paths:
+        if os.path.isdir(path) and not is_empty_cgroup(path):
+            raise Changed(path)
+    for path in paths:
+        for folder, _, _ in os.walk(path, topdown=False):
+            try:
+                os.rmdir(folder)
+            except FileNotFoundError:
+                pass  # one hierarchy is mounted in several places
 
 
 def restrict(path: str, mode: int) -> None:

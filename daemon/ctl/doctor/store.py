@@ -3,13 +3,45 @@
 import dataclasses
 import os
 import time
+from collections.abc import Iterator
 
-from daemon.ctl.doctor.finding import Finding, error, warning
+from daemon.ctl.doctor.finding import ERROR, WARNING, Finding, Kind, command
 
 SCHEMA_VERSION = 1  # what this release writes; see daemon/store/schema.py, which says what each step is
 BUSY_MS = 2000
 QUICK_CHECK_LINES = 5
 CLOCK_SLACK_S = 60.0
+
+UNREADABLE = Kind(
+    "store", ERROR,
+    "the daemon cannot start, or forgets what it is told; containers run on under their shims",
+    "stop the daemon, recover what can be read into a new file, and put that in the place of the old one and its -wal",
+)  # fmt: skip
+BUSY = Kind(
+    "store", WARNING,
+    "what is on record cannot be looked at now, so nothing is called an orphan",
+    "try again; if it stays so, see who has the file open",
+)  # fmt: skip
+ELSEWHERE = Kind(
+    "store", ERROR,
+    "what is on record here cannot be known, so nothing is called an orphan and nothing removed",
+    "name the daemon's own directories: --config FILE, or --root DIR and --state DIR",
+)  # fmt: skip
+DAMAGED = Kind(
+    "store", ERROR,
+    "records may be wrong or missing; the disk, or who else wrote there, is to blame",
+    "stop the daemon, recover what can be read into a new file, and put that in the place of the old one and its -wal",
+)  # fmt: skip
+NEWER = Kind(
+    "store", ERROR,
+    "a daemon of this release refuses to start on it",
+    "install that release again, or restore the store it was upgraded from",
+)  # fmt: skip
+CLOCK = Kind(
+    "clock", WARNING,
+    "the clock went back: times of new events and exits come before those of old ones; their order is kept",
+    "see how the clock is set",
+)  # fmt: skip
 
 Key = tuple[str, str]
 
@@ -39,15 +71,15 @@ class Store:
     damage: tuple[str, ...] = ()
 
 
-def read(path: str, bundles_dir: str) -> "tuple[Store | None, str]":
-    """The store, or None and why not. Also while a daemon writes it; nothing is changed.
+def read(path: str, bundles_dir: str) -> "tuple[Store | None, Finding | None]":
+    """The store, or None and what is wrong with it, if it is there at all. Also while a daemon writes it; only read.
 
     Blocks: on the disk; for a big store, seconds.
     """
     import sqlite3
 
     if not os.path.exists(path):
-        return None, ""
+        return None, None
     try:
         connection = sqlite3.connect(f"file:{_quoted(path)}?mode=ro", uri=True, timeout=BUSY_MS / 1000)
         try:
@@ -67,13 +99,16 @@ def read(path: str, bundles_dir: str) -> "tuple[Store | None, str]":
         finally:
             connection.close()
     except sqlite3.Error as failure:
-        return None, str(failure)
+        if getattr(failure, "sqlite_errorcode", 0) == sqlite3.SQLITE_BUSY:
+            return None, BUSY.of(path, f"it is locked: {failure}", command("fuser", "-v", path))
+        return None, UNREADABLE.of(path, f"it cannot be read: {failure}", *_recover(path))
     if tasks and not any(row.bundle.startswith(bundles_dir + "/") for row in tasks.values()):
-        return (
-            None,
-            f"it is of another state directory than {bundles_dir}: name both with --config, or --state and --root",
-        )
-    return Store(tasks, containers, past, newest or 0, schema, damage), ""
+        return None, ELSEWHERE.of(path, f"it is of another state directory than {bundles_dir}")
+    return Store(tasks, containers, past, newest or 0, schema, damage), None
+
+
+def _recover(path: str) -> tuple[str, str]:
+    return "systemctl stop shimd", f"{command('sqlite3', path, '.recover')} | {command('sqlite3', path + '.new')}"
 
 
 def _quoted(path: str) -> str:
@@ -82,42 +117,15 @@ def _quoted(path: str) -> str:
     return quote(path)
 
 
-def check(path: str, found: Store | None, trouble: str, *, now_ns: int | None = None) -> "list[Finding]":
-    """Whether the store can be read, is whole, is one this release knows, and has no event of the future. Pure."""
-    if trouble:
-        return [
-            error(
-                "store", path, f"it cannot be read: {trouble}",
-                "the daemon cannot start, or forgets what it is told; containers run on under their shims",
-                "stop the daemon, keep a copy of the file, and repair it: sqlite3 shimd.db .recover",
-            )
-        ]  # fmt: skip
+def check(path: str, found: Store | None, *, now_ns: int | None = None) -> "Iterator[Finding]":
+    """Whether the store is whole, is one this release knows, and has no event of the future. Pure."""
     if found is None:
-        return []
-    findings = []
+        return
     if found.damage:
-        findings.append(
-            error(
-                "store", path, f"SQLite finds it damaged: {'; '.join(found.damage)}",
-                "records may be wrong or missing; the disk, or who else wrote there, is to blame",
-                "stop the daemon, keep a copy of the file, and repair it: sqlite3 shimd.db .recover",
-            )
-        )  # fmt: skip
+        yield DAMAGED.of(path, f"SQLite finds it damaged: {'; '.join(found.damage)}", *_recover(path))
     if found.schema > SCHEMA_VERSION:
-        findings.append(
-            error(
-                "store", path, f"it is of a newer release (schema {found.schema}, this one knows {SCHEMA_VERSION})",
-                "a daemon of this release refuses to start on it",
-                "install that release again, or restore the store it was upgraded from",
-            )
-        )  # fmt: skip
+        yield NEWER.of(path, f"it is of a newer release (schema {found.schema}, this one knows {SCHEMA_VERSION})")
     ahead_s = (found.newest_event_at_ns - (now_ns if now_ns is not None else time.time_ns())) / 1e9
     if ahead_s > CLOCK_SLACK_S:
-        findings.append(
-            warning(
-                "clock", "the clock", f"the newest stored event is {ahead_s:.0f} s ahead of it",
-                "the clock went back: times of new events and exits come before those of old ones; their order is kept",
-                "check how the clock is set: timedatectl, chronyc tracking",
-            )
-        )  # fmt: skip
-    return findings
+        said = f"the newest stored event is {ahead_s:.0f} s ahead of it"
+        yield CLOCK.of("the clock", said, "timedatectl", "chronyc tracking")

@@ -3,24 +3,104 @@
 from collections.abc import Iterator
 from functools import partial
 
+from daemon.config import Wedged
 from daemon.ctl.doctor import repairs
 from daemon.ctl.doctor.facts import Bundle, Facts
-from daemon.ctl.doctor.finding import Finding, Repair, error, note, warning
+from daemon.ctl.doctor.finding import ERROR, NOTE, WARNING, Finding, Kind, Repair, command, shimctl
 from daemon.store.records import LIVE_STATES
-from ttrpc.api import wedge
+from ttrpc.api import shimd, wedge
 
-_START = "start the daemon: systemctl start shimd (or: shimd)"
+START = "systemctl start shimd"
+LOG = "journalctl -u shimd"
+NAMES_MAX = 5
+
+NO_DAEMON = Kind(
+    "daemon", WARNING,
+    "containers, their output and their exit statuses are safe with their shims; nothing is created or told meanwhile",
+    "start it (without systemd: shimd), or see in its log why it ended",
+)  # fmt: skip
+ORPHAN_WITH_CONTAINER = Kind(
+    "orphan-shim", ERROR,
+    "nobody is told of its container, restarts or deletes it; it takes memory",
+    "look at it; if nobody wants it, end both",
+)  # fmt: skip
+ORPHAN_SHIM = Kind(
+    "orphan-shim", WARNING,
+    "it takes memory, and keeps the name of its container",
+    "end it: on SIGTERM a shim without a container ends, and one that has a container goes on",
+)  # fmt: skip
+ORPHAN_CONTAINER = Kind(
+    "orphan-container", ERROR,
+    "nobody takes its exit status; shimd leaves it alone, for it may be somebody's",
+    "if nobody wants it, end it; after that --fix removes its bundle",
+)  # fmt: skip
+ORPHAN_BUNDLE = Kind(
+    "orphan-bundle", WARNING,
+    "its name cannot be used again, and it takes room below the state directory",
+    "have --fix unmount what is below it and remove it",
+)  # fmt: skip
+CUT_REMOVAL = Kind(
+    "cut-removal", WARNING,
+    "it takes room, and may hold a mount; the daemon goes on with the removal at its next start",
+    "have --fix do it now, or restart the daemon: containers run on",
+)  # fmt: skip
+LEAKED_MOUNT = Kind(
+    "leaked-mount", WARNING,
+    "what is mounted there cannot be unmounted elsewhere or removed",
+    "unmount it",
+)  # fmt: skip
+ENDED = Kind(
+    "ended", NOTE,
+    "its exit status is on disk or with the kernel, and is recorded when the daemon is back",
+    "start the daemon",
+)  # fmt: skip
+WATCHED = Kind(
+    "watched", ERROR,
+    "its output fills the FIFO and then waits; stop and kill work, exec and attach do not",
+    "see in the daemon's log why no successor could be raised; a container that is not worth it can be ended",
+)  # fmt: skip
+UNWATCHED = Kind(
+    "watched", ERROR,
+    "its output fills the FIFO and then waits; a keeper or the daemon raises a successor, and neither is there",
+    "start the daemon",
+)  # fmt: skip
+LOST_BUNDLE = Kind(
+    "lost-bundle", ERROR,
+    "somebody removed it: its shim cannot write what happens, and has no successor",
+    "end the container, and create it anew",
+)  # fmt: skip
+NO_KEEPER = Kind(
+    "no-keeper", NOTE,
+    "if such a shim is killed, only the daemon raises a successor; a terminal or an attached stdin closes then, and "
+    "how an exec ended may be unknown",
+    "nothing if that is meant (SHIMD_KEEPER=off, keeper.enabled = false); else such a shim looks for a keeper by "
+    "itself every few minutes, and says in its log why it has none",
+)  # fmt: skip
+WEDGED = Kind(
+    "wedged-shim", ERROR,
+    "the container runs on; its shim answers nobody, and its log may stand still",
+    "wait: the daemon, or a keeper without one, replaces it under its container (wedged.grace_s); see where it hangs",
+)  # fmt: skip
+STOPPED = Kind(
+    WEDGED.check, ERROR, WEDGED.means,
+    "let it go on, and find out who stops it; the daemon, or a keeper without one, does so too (wedged.after_s)",
+)  # fmt: skip
+UNREACHABLE = Kind(
+    "unreachable-shim", ERROR,
+    "the container runs on; the daemon answers for it from its records, and tries again and again",
+    "see where its shim is, and what it says in its log",
+)  # fmt: skip
+STOPPED_KEEPER = Kind(
+    "stopped-keeper", ERROR,
+    "starts fall back to shims of their own, and no successor is raised for one of its shims that dies",
+    "let it go on; one in state D waits for the kernel: see the kernel's log, and the disk",
+)  # fmt: skip
 
 
 def daemon_is_there(facts: Facts) -> Iterator[Finding]:
     """Whether somebody arranges and records here."""
     if not facts.is_daemon_up:
-        yield warning(
-            "daemon", facts.config.socket_path, facts.daemon_trouble or "the daemon does not run",
-            "containers, their output and their exit statuses are safe with their shims; "
-            "nothing is created, restarted by policy or told meanwhile",
-            _START,
-        )  # fmt: skip
+        yield NO_DAEMON.of(facts.config.socket_path, facts.daemon_trouble or "the daemon does not run", START, LOG)
 
 
 def orphan_shims(facts: Facts) -> Iterator[Finding]:
@@ -33,21 +113,21 @@ def orphan_shims(facts: Facts) -> Iterator[Finding]:
         if key is None or key in facts.store.tasks:
             continue
         found = by_path.get(shim.cwd)
-        is_alive = shim.has_children or (found is not None and found.has_container)
-        means = "nobody is told of its container, restarts or deletes it; it takes memory"
-        subject = f"{'/'.join(key)} (pid {shim.identity.pid})"
-        if is_alive:
-            yield error(
-                "orphan-shim", subject, "a shim whose container runs and is not on record", means,
-                f"look: shimctl -n {key[0]} shim state {key[1]}; "
-                f"end both: shimctl -n {key[0]} shim delete -f {key[1]}",
-            )  # fmt: skip
+        subject, pid = f"{'/'.join(key)} (pid {shim.identity.pid})", shim.identity.pid
+        if shim.has_children or (found is not None and found.has_container):
+            yield ORPHAN_WITH_CONTAINER.of(
+                subject,
+                "a shim whose container runs and is not on record",
+                shimctl(key[0], "shim", "state", key[1]),
+                shimctl(key[0], "shim", "delete", "-f", key[1]),
+            )
         else:
-            yield warning(
-                "orphan-shim", subject, "a shim without a container, of which there is no record", means,
-                "end it; a shim that has a container refuses that by itself",
-                Repair(f"SIGTERM to pid {shim.identity.pid}", partial(repairs.end_shim, shim.identity)),
-            )  # fmt: skip
+            end = Repair(
+                f"SIGTERM to the shim of {'/'.join(key)} (pid {pid})", partial(repairs.end_shim, shim.identity)
+            )
+            yield ORPHAN_SHIM.of(
+                subject, "a shim without a container, of which there is no record", f"kill {pid}", repair=end
+            )
 
 
 def orphan_bundles(facts: Facts) -> Iterator[Finding]:
@@ -58,50 +138,41 @@ def orphan_bundles(facts: Facts) -> Iterator[Finding]:
         if one.key in facts.store.tasks or one.has_shim:
             continue
         if one.has_container:
-            yield error(
-                "orphan-container", one.name, "a container runs without a record and without a shim",
-                "nobody reads its output or learns its exit status; shimd leaves it alone, for it may be somebody's",
-                f"end it: runc --root {one.runtime_root} delete --force {one.key[1]}; "
-                "then run shimctl doctor --fix",
-            )  # fmt: skip
+            yield ORPHAN_CONTAINER.of(
+                one.name,
+                f"a container runs (pid {_pid(one)}) without a record and without a shim",
+                command("runc", "--root", one.runtime_root, "delete", "--force", one.key[1]),
+            )
         else:
-            yield warning(
-                "orphan-bundle", one.name, "a bundle without a record, a shim or a container",
-                "its name cannot be used again, and it takes room below the state directory",
-                f"remove {one.path}, with what is mounted in it",
-                Repair(f"unmount what is below it and remove {one.path}", partial(repairs.remove_bundle, one)),
-            )  # fmt: skip
+            remove = Repair(f"unmount what is below {one.path}, and remove it", partial(repairs.remove_bundle, one))
+            yield ORPHAN_BUNDLE.of(one.name, "a bundle without a record, a shim or a container", repair=remove)
 
 
 def cut_removals(facts: Facts) -> Iterator[Finding]:
     """What a removal has left that was cut by a kill."""
     for path in facts.cut_removals:
-        yield warning(
-            "cut-removal", path, "the rest of a bundle whose removal was cut",
-            "it takes room, and may hold a mount; the daemon removes it at its next start",
-            f"restart the daemon, or remove {path}",
-            Repair(f"unmount what is below it and remove {path}", partial(repairs.remove_rest, path)),
-        )  # fmt: skip
+        remove = Repair(f"unmount what is below {path}, and remove it", partial(repairs.remove_rest, path))
+        yield CUT_REMOVAL.of(path, "the rest of a bundle whose removal was cut", repair=remove)
 
 
 def leaked_mounts(facts: Facts) -> Iterator[Finding]:
-    """Mounts below the bundles that belong to nothing that lives or is on record."""
+    """Mounts below the bundles' directory that belong to nothing that lives or is on record.
+
+    Those in a bundle, or the rest of one, go with it: orphan_bundles and cut_removals tell of these.
+    """
     if facts.store is None:
         return
-    by_key = {one.key: one for one in facts.bundles}
+    told = {one.key for one in facts.bundles} | {facts.key_below_bundles(path) for path in facts.cut_removals}
     for point in facts.mounts:
         key = facts.key_below_bundles(point)
-        if key is None or key in facts.store.tasks:
+        if key is None or key in facts.store.tasks or key in told:
             continue
-        one = by_key.get(key)
-        if one is not None and (one.has_shim or one.has_container):
-            continue
-        yield warning(
-            "leaked-mount", point, "a mount in a bundle that belongs to no container",
-            "what is mounted there cannot be unmounted elsewhere or removed, and the bundle cannot go",
-            f"unmount it: umount -l {point}",
-            Repair(f"detach {point}", partial(repairs.unmount, point)),
-        )  # fmt: skip
+        yield LEAKED_MOUNT.of(
+            point,
+            "a mount below the bundles, of no container",
+            command("umount", "-l", point),
+            repair=Repair(f"detach {point}", partial(repairs.unmount, point)),
+        )
 
 
 def lost_shims(facts: Facts) -> Iterator[Finding]:
@@ -112,26 +183,13 @@ def lost_shims(facts: Facts) -> Iterator[Finding]:
         row = facts.store.tasks.get(one.key)
         if row is None or one.has_shim or row.state not in LIVE_STATES or row.boot_id != facts.boot_id:
             continue
+        runs = f"the container runs (pid {_pid(one)}), its shim is gone"
         if not one.has_container:
-            yield note(
-                "ended", one.name, "it ended while nobody was there to record it",
-                "its exit status is on disk or with the kernel, and is recorded when the daemon is back",
-                _START,
-            )  # fmt: skip
+            yield ENDED.of(one.name, "it ended while nobody was there to record it", START)
         elif facts.is_daemon_up:
-            yield error(
-                "watched", one.name, f"the container runs (pid {_pid(one)}), its shim is gone",
-                "its output fills the FIFO and then waits; stop and kill work, exec and attach do not",
-                f"the daemon's log says why no successor could be raised; end it: shimctl -n {one.key[0]} "
-                f"rm -f {one.key[1]}",
-            )  # fmt: skip
+            yield WATCHED.of(one.name, runs, LOG, shimctl(one.key[0], "rm", "-f", one.key[1]))
         else:
-            yield error(
-                "watched", one.name, f"the container runs (pid {_pid(one)}), its shim is gone",
-                "its output fills the FIFO and then waits; a successor is raised by the keeper or the daemon, "
-                "and neither is there",
-                _START,
-            )  # fmt: skip
+            yield UNWATCHED.of(one.name, runs, START)
 
 
 def lost_bundles(facts: Facts) -> Iterator[Finding]:
@@ -139,47 +197,48 @@ def lost_bundles(facts: Facts) -> Iterator[Finding]:
     there = {one.key for one in facts.bundles}
     for key, row in sorted((facts.store.tasks if facts.store is not None else {}).items()):
         if row.state in LIVE_STATES and row.boot_id == facts.boot_id and key not in there:
-            yield error(
-                "lost-bundle", "/".join(key), f"it is {row.state} on record, and {row.bundle} is not there",
-                "its shim cannot write what happens, and has no successor",
-                f"somebody removed it; end the container: shimctl -n {key[0]} rm -f {key[1]}",
-            )  # fmt: skip
+            yield LOST_BUNDLE.of(
+                "/".join(key),
+                f"it is {row.state} on record, and {row.bundle} is not there",
+                shimctl(key[0], "rm", "-f", key[1]),
+            )
 
 
 def unprotected(facts: Facts) -> Iterator[Finding]:
-    """Containers whose shim no keeper has forked."""
+    """Containers whose shim no keeper looks after: none has forked it, and none has adopted it."""
     keepers = {one.identity.pid for one in facts.keepers}
-    alone = [one for one in facts.shims if one.parent not in keepers]
+    adopted = frozenset().union(*(one.watches for one in facts.keepers))
+    alone = [one for one in facts.shims if one.parent not in keepers and one.identity.pid not in adopted]
     if alone:
-        names = [one.comm for one in alone[:5]] + (["…"] if len(alone) > 5 else [])
-        yield note(
-            "no-keeper", ", ".join(names), f"{len(alone)} of {len(facts.shims)} shims have no keeper above them",
-            "if such a shim is killed, only the daemon raises a successor, a terminal or attached stdin closes, and an "
-            "exec's exit status may be unknown; it takes more memory, too",
-            "a container started now has one, unless SHIMD_KEEPER=off is set; `shim.log` in the bundle says why not",
-        )  # fmt: skip
+        names = ["/".join(facts.key_below_bundles(one.cwd) or (one.comm,)) for one in alone[:NAMES_MAX]]
+        names += ["…"] if len(alone) > NAMES_MAX else []
+        yield NO_KEEPER.of(
+            ", ".join(names),
+            f"no keeper looks after {len(alone)} of {len(facts.shims)} shims",
+            command("grep", "keeper", f"{alone[0].cwd}/shim.log"),
+        )
 
 
 def wedged_shims(facts: Facts) -> Iterator[Finding]:
-    """Shims that live and do not move."""
-    told = {record.pid: record for record in facts.shim_records if record.trouble}
+    """Shims that live and do not move, and those the daemon cannot reach for another reason."""
+    records = {record.pid: record for record in facts.shim_records}
     for one in facts.bundles:
         if one.shim is None or not one.has_shim:
             continue
-        record = told.get(one.shim.pid)
-        looks = facts.looks.get(one.shim.pid)
-        trouble = record.trouble if record is not None else _trouble(looks, facts.config.wedged.after_s)
-        if not trouble:
-            continue
-        is_stopped = looks is not None and wedge.spell_of(looks[1]) == wedge.STOPPED
-        stack = f"\n{record.stack}" if record is not None and record.stack else ""
-        yield error(
-            "wedged-shim", f"{one.name} (pid {one.shim.pid})", trouble + stack,
-            "the container runs on, its shim answers nobody and its log may stand still",
-            "the daemon, or the keeper without one, replaces it after a while and leaves the container alone; "
-            f"its log has the stack: {one.path}/shim.log",
-            Repair(f"SIGCONT to pid {one.shim.pid}", partial(repairs.go_on, one.shim)) if is_stopped else None,
-        )  # fmt: skip
+        subject, pid = f"{one.name} (pid {one.shim.pid})", one.shim.pid
+        record, looks = records.get(pid), facts.looks.get(pid)
+        told = record.trouble if record is not None else ""
+        trouble = told or _trouble(looks, facts.config.wedged.after_s or Wedged().after_s)
+        log, where = command("tail", f"{one.path}/shim.log"), shimctl(one.key[0], "shim", "stack", one.key[1])
+        if trouble:
+            if looks is not None and wedge.spell_of(looks[1]) == wedge.STOPPED:
+                go_on = Repair(f"SIGCONT to the shim of {one.name} (pid {pid})", partial(repairs.go_on, one.shim))
+                yield STOPPED.of(subject, trouble, f"kill -CONT {pid}", repair=go_on)
+            else:
+                stack = f"\n{record.stack}" if record is not None and record.stack else ""
+                yield WEDGED.of(subject, trouble + stack, where, log)
+        elif record is not None and record.health == shimd.HEALTH_UNREACHABLE:
+            yield UNREACHABLE.of(subject, record.reason or "the daemon cannot reach it", where, log)
 
 
 def stopped_keepers(facts: Facts) -> Iterator[Finding]:
@@ -187,14 +246,13 @@ def stopped_keepers(facts: Facts) -> Iterator[Finding]:
     for keeper in facts.keepers:
         if keeper.state not in ("T", "t", "D"):
             continue
-        pid = keeper.identity.pid
-        yield error(
-            "stopped-keeper",
+        pid, is_stopped = keeper.identity.pid, keeper.state == "T"
+        go_on = Repair(f"SIGCONT to keeper {pid}", partial(repairs.go_on, keeper.identity))
+        yield STOPPED_KEEPER.of(
             f"keeper {pid}",
             f"it does not move (state {keeper.state})",
-            "starts fall back to shims of their own, and no successor is raised for one of its shims that dies",
-            f"let it go on: kill -CONT {pid}",
-            Repair(f"SIGCONT to pid {pid}", partial(repairs.go_on, keeper.identity)) if keeper.state == "T" else None,
+            f"kill -CONT {pid}" if is_stopped else f"cat /proc/{pid}/stack",
+            repair=go_on if is_stopped else None,
         )
 
 

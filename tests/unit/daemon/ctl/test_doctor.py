@@ -1,14 +1,17 @@
 """What the doctor concludes from facts, played with facts of our own; it looks at nothing here but made-up files."""
 
+import contextlib
+import dataclasses
 import os
+import sqlite3
 from typing import Any
 
 import pytest
 
 from daemon.config import Config
-from daemon.ctl.doctor import finding, host, leftovers, store, tasks
+from daemon.ctl.doctor import facts, finding, host, leftovers, store, tasks
 from daemon.ctl.doctor.facts import Bundle, Facts, Process
-from daemon.ctl.doctor.finding import Severity
+from daemon.ctl.doctor.finding import Finding, Kind, Severity
 from daemon.ctl.doctor.host import Host
 from daemon.ctl.doctor.store import Row, Store
 from daemon.identity import Identity, identify
@@ -36,9 +39,12 @@ def told(*bundles: Bundle, rows: dict[str, Row] | None = None, **changes: Any) -
     """(check, severity, whether --fix does something) of everything found, without what is said of a missing daemon."""
     there = Store({("ns", name): one for name, one in (rows or {}).items()})
     given = {"daemon": DAEMON, "store": there, **changes}
-    facts = Facts(CONFIG, boot_id="now", bundles=tuple(bundles), **given)
-    found = [one for check in (*tasks.CHECKS, *leftovers.CHECKS) for one in check(facts)]
-    return [(one.check, one.severity.word, one.repair is not None) for one in found]
+    return [(one.check, one.severity.word, one.repair is not None) for one in findings(*bundles, **given)]
+
+
+def findings(*bundles: Bundle, **given: Any) -> "list[Finding]":
+    seen = Facts(CONFIG, boot_id="now", bundles=tuple(bundles), **given)
+    return [one for check in (*tasks.CHECKS, *leftovers.CHECKS) for one in check(seen)]
 
 
 @pytest.mark.parametrize(
@@ -68,6 +74,55 @@ def test_without_a_store_nothing_is_an_orphan() -> None:
     assert found == [("no-keeper", "note", False)]
 
 
+def test_a_shim_is_protected_by_the_keeper_that_forked_or_adopted_it() -> None:
+    keeper = Process(Identity(9, 9), "shimd-keeper", "/", 1, has_children=True, watches=frozenset((12, 77)))
+    shims = [
+        Process(Identity(pid, 1), f"shim:c{pid}", f"{BUNDLES}/ns/c{pid}", parent, has_children=True)
+        for pid, parent in ((11, 9), (12, 1), (13, 1), (14, 8))
+    ]
+    rows = {f"c{pid}": row("stopped") for pid in (11, 12, 13, 14)}
+
+    assert told(rows=rows, shims=tuple(shims[:2]), keepers=(keeper,)) == []
+    (made,) = findings(
+        daemon=DAEMON,
+        store=Store({("ns", name): one for name, one in rows.items()}),
+        shims=tuple(shims),
+        keepers=(keeper,),
+    )
+    assert (made.check, made.subject) == ("no-keeper", "ns/c13, ns/c14")
+    assert made.what == "no keeper looks after 2 of 4 shims"
+
+
+def test_who_a_process_watches_is_seen_from_outside() -> None:
+    pid = os.getpid()
+    assert pid not in facts.held_by_pidfd(pid)
+    pidfd = os.pidfd_open(pid)
+    try:
+        assert pid in facts.held_by_pidfd(pid)
+    finally:
+        os.close(pidfd)
+    assert facts.held_by_pidfd(0) == frozenset()
+
+
+def test_processes_of_a_foreign_shim_are_those_on_record() -> None:
+    foreign = dataclasses.replace(bundle(), is_foreign=True)
+    there = Row("running", "now", ME.pid, ME.start_ticks, ME.pid, ME.start_ticks, "")
+
+    assert facts.by_record(foreign, there, "now") == dataclasses.replace(foreign, shim=ME, init=ME)
+    assert facts.by_record(foreign, there, "then") == foreign
+    assert facts.by_record(bundle(), there, "now") == bundle()
+    assert facts.by_record(foreign, None, "now") == foreign
+
+
+def test_a_shim_that_the_daemon_cannot_reach_is_said() -> None:
+    record = shimd.ShimRecord(namespace="ns", container_id="c", pid=ME.pid, health=shimd.HEALTH_UNREACHABLE)
+    mine = bundle(shim=ME, init=ME)
+
+    assert told(mine, rows={"c": row()}, shim_records=(record,)) == [("unreachable-shim", "error", False)]
+    record.trouble = "it is stuck"
+    assert told(mine, rows={"c": row()}, shim_records=(record,)) == [("wedged-shim", "error", False)]
+
+
 @pytest.mark.parametrize(
     ("has_children", "expected"), [(False, ("orphan-shim", "warning", True)), (True, ("orphan-shim", "error", False))]
 )
@@ -84,12 +139,15 @@ def test_a_shim_without_a_record_is_ended_only_if_it_has_nothing(has_children: b
         (f"{BUNDLES}/ns/c/rootfs", []),  # on record
         (f"{BUNDLES}/ns/x/rootfs", [("leaked-mount", "warning", True)]),
         (f"{BUNDLES}/ns/.x.0123abcd/rootfs", [("leaked-mount", "warning", True)]),
+        (f"{BUNDLES}/ns/ghost/rootfs", [("orphan-bundle", "warning", True)]),  # it goes with that
         ("/elsewhere/rootfs", []),
         (BUNDLES, []),
     ],
 )
 def test_mounts(path: str, expected: Any) -> None:
-    assert told(bundle(shim=ME, init=ME), rows={"c": row()}, mounts=(path,)) == expected
+    others = [bundle("ghost")] if "ghost" in path else []
+
+    assert told(bundle(shim=ME, init=ME), *others, rows={"c": row()}, mounts=(path,)) == expected
 
 
 def test_what_the_dead_left_outside_of_bundles() -> None:
@@ -100,7 +158,7 @@ def test_what_the_dead_left_outside_of_bundles() -> None:
         dead_sockets=(mine.socket_path, "/s/s/other"),  # a shim with a bundle is followed by another
         dead_keepers=("/s/shimd-keeper/1-2",),
         pins=(f"/s/s/pins/{os.path.basename(mine.socket_path)[:16]}-7-9", "/s/s/pins/ffffffffffffffff-7-9"),
-        empty_cgroups=("/sys/fs/cgroup/ns/gone",),
+        empty_cgroups={("ns", "gone"): ("/sys/fs/cgroup/cpu/ns/gone", "/sys/fs/cgroup/memory/ns/gone")},
         cut_removals=(f"{BUNDLES}/ns/.x.0123abcd",),
     )
 
@@ -155,28 +213,61 @@ def test_versions() -> None:
     [([], 0), ([Severity.NOTE], 0), ([Severity.WARNING, Severity.NOTE], 3), ([Severity.ERROR], 4)],
 )
 def test_exit_codes(severities: list[Severity], code: int) -> None:
-    made = [finding.Finding("x", severity, "", "", "", "") for severity in severities]
+    made = [Kind("x", severity, "", "").of("", "") for severity in severities]
 
     assert finding.exit_code(made) == code
+
+
+def test_every_kind_is_explained() -> None:
+    kinds = [
+        one for module in (tasks, leftovers, store, host) for one in vars(module).values() if isinstance(one, Kind)
+    ]
+
+    assert len(kinds) > 30
+    assert [one for one in kinds if not (one.check and one.means and one.do)] == []
+    assert [one for one in kinds if "`" in one.do or one.do.endswith(".")] == [], "what can be pasted is in `run`"
+
+
+def test_commands_are_one_word_each_for_a_shell() -> None:
+    (made,) = findings(bundle("a b", init=ME), daemon=DAEMON, store=Store())
+
+    assert made.run == ("runc --root '' delete --force 'a b'",)
 
 
 # --- the store
 
 
 @pytest.mark.parametrize(
-    ("found", "trouble", "expected"),
+    ("found", "expected"),
     [
-        (Store(), "", []),
-        (None, "", []),
-        (None, "file is not a database", ["store"]),
-        (Store(damage=("row 1 missing from index x",)), "", ["store"]),
-        (Store(schema=99), "", ["store"]),
-        (Store(newest_event_at_ns=1000 * S), "", ["clock"]),
-        (Store(newest_event_at_ns=100 * S), "", []),
+        (Store(), []),
+        (None, []),
+        (Store(damage=("row 1 missing from index x",)), ["store"]),
+        (Store(schema=99), ["store"]),
+        (Store(newest_event_at_ns=1000 * S), ["clock"]),
+        (Store(newest_event_at_ns=100 * S), []),
     ],
 )
-def test_the_store(found: Store | None, trouble: str, expected: list[str]) -> None:
-    assert [one.check for one in store.check("/r/shimd.db", found, trouble, now_ns=100 * S)] == expected
+def test_the_store(found: Store | None, expected: list[str]) -> None:
+    assert [one.check for one in store.check("/r/shimd.db", found, now_ns=100 * S)] == expected
+
+
+def test_a_store_that_cannot_be_read_says_why(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = str(tmp_path / "shimd.db")
+    assert store.read(path, BUNDLES) == (None, None)
+    (tmp_path / "shimd.db").write_bytes(b"not SQLite, " * 100)
+    _, unreadable = store.read(path, BUNDLES)
+    assert unreadable is not None
+    assert unreadable.kind is store.UNREADABLE
+
+    (tmp_path / "shimd.db").unlink()
+    monkeypatch.setattr(store, "BUSY_MS", 1)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("CREATE TABLE tasks (x)")
+        other.execute("BEGIN EXCLUSIVE")
+        _, busy = store.read(path, BUNDLES)
+    assert busy is not None
+    assert busy.kind is store.BUSY
 
 
 # --- the host
@@ -262,7 +353,7 @@ def test_tables_of_the_host(made: Any) -> None:
     }
     assert [one.check for one in host.tables(made(files), 100)] == ["files", "pids", "inotify"]
     files["/proc/sys/fs/file-nr"], files["/proc/loadavg"] = "100\t0\t1000\n", "0.1 0.1 0.1 2/100 77\n"
-    assert [one.check for one in host.tables(made(files), 0)] == []
+    assert [one.check for one in host.tables(made(files), 10)] == []
     assert list(host.tables(Host("/nowhere"), 0)) == []
 
 

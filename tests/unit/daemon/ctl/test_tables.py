@@ -75,3 +75,9 @@ def test_into_a_pipe_nothing_is_cut() -> None:
 
     assert "i" * 300 in out.getvalue()
     assert "c" * 300 in out.getvalue()
+
+
+def test_of_a_path_the_end_is_kept() -> None:
+    columns = (Column("PATH", least=4, keeps_end=True), Column("N"))
+
+    assert tables.layout(columns, [["/run/shimd/s/one", "1"]], 14)[1] == "…imd/s/one   1"
