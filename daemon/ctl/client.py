@@ -128,16 +128,18 @@ class Daemon:
                 losses = _counted(losses, sent_at)
         raise DaemonGone(f"the daemon at {self.address} died {MAX_LOSSES} times over {method}", hint=_LOOK_HINT)
 
-    def follow(self, service: str, method: str, request: "Callable[[], Message]") -> "Iterator[Any]":
+    def follow(
+        self, service: str, method: str, request: "Callable[[], Message]", *, timeout_s: float | None = None
+    ) -> "Iterator[Any]":
         """The messages of a server stream, opened again after each loss with whatever `request` then gives.
 
-        The stream's own end ends it. Raises: DaemonGone; StatusError.
+        The stream's own end ends it. Raises: DaemonGone; StatusError; DeadlineExceeded when it lasts too long.
         """
         losses = 0
         while losses < MAX_LOSSES:
             client, sent_at = self.connect(), time.monotonic()
             try:
-                stream = client.open_stream(service, method, request(), metadata=self.metadata)
+                stream = client.open_stream(service, method, request(), timeout_s=timeout_s, metadata=self.metadata)
                 try:
                     while True:
                         message = stream.receive()

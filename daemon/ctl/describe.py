@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from ttrpc.api import shim
 
 
+EXITS_SHOWN = 1000  # of one container: those of years of execs fit no message
+
+
 def exit_as_json(record: "shim.ExitRecord") -> "dict[str, Any]":
     """An exit record with the exit code a shell would see; null when the status is unknown."""
     from daemon.ctl import exits
@@ -40,7 +43,8 @@ def describe(daemon: "Daemon", container_id: str) -> "dict[str, Any]":
     made["task"] = None
     if task is not None:
         made["task"] = {**jsonable(task), "status": STATUS_WORDS.get(task.status, "unknown")}
-    made["exits"] = [exit_as_json(each) for each in exits.find_exits(daemon, container_id, None)]
+    newest = exits.find_exits(daemon, container_id, None, limit=EXITS_SHOWN)
+    made["exits"] = [exit_as_json(each) for each in newest]
     found = foreground.find_shim(daemon, container_id)
     made["shim"] = None if found is None else shim_as_json(found)
     return made
@@ -105,8 +109,8 @@ def _options(parser: argparse.ArgumentParser) -> None:
 INSPECT = Command(
     inspect,
     description="""\
-Everything known about containers, as one JSON array: the record with its OCI spec, the task, every exit with how it
-became known (source waitid, keeper, pidfd, or unknown), and the shim with its health.
+Everything known about containers, as one JSON array: the record with its OCI spec, the task, the last thousand exits
+with how each became known (source waitid, keeper, pidfd, or unknown), and the shim with its health.
 """,
     examples="""\
   shimctl inspect web

@@ -28,14 +28,21 @@ def source_name(record: "shim.ExitRecord") -> str:
     return str(shim.ExitSource.Name(record.source)).removeprefix("EXIT_SOURCE_").lower()
 
 
-def find_exits(
-    daemon: "Daemon", container_id: str, exec_id: str | None = "", limit: int = 0
-) -> "list[shim.ExitRecord]":
-    """Stored exit records, oldest first; ``exec_id`` empty: of the init process only, None: of every process."""
+def find_exits(daemon: "Daemon", container_id: str, exec_id: str | None = "", *, limit: int) -> "list[shim.ExitRecord]":
+    """The newest stored exit records of a container, oldest first; ``exec_id`` empty: of the init process only, None:
+    of every process.
+    """
     request = shimd.ExitsRequest(container_id=container_id, limit=limit)
     if exec_id is not None:
         request.exec_id = exec_id
     return list(daemon.call(SHIMD, "Exits", request).exits)
+
+
+def last_exits(daemon: "Daemon") -> "dict[str, shim.ExitRecord]":
+    """By container, how each one's init ended last, as far as it has. All that ever ran would be too much."""
+    request = shimd.ExitsRequest(exec_id="", current=True)
+    # Oldest first, so the newest stays also when an older daemon, which does not know `current`, tells all of them.
+    return {each.container_id: each for each in daemon.call(SHIMD, "Exits", request).exits}
 
 
 def last_exit(daemon: "Daemon", container_id: str, exec_id: str = "") -> "shim.ExitRecord | None":

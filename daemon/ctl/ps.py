@@ -131,17 +131,18 @@ def uptime_s(pid: int) -> float | None:
 
 def rows_of(daemon: "Daemon", *, everything: bool) -> list[Row]:
     """The containers of the namespace, newest first; those that neither run nor will, only with ``everything``."""
-    from daemon.ctl.client import CONTAINERS, SHIMD, TASKS
-    from daemon.ctl.exits import find_exits
+    from daemon.ctl.client import CALL_S, CONTAINERS, SHIMD, TASKS
+    from daemon.ctl.exits import last_exits
     from ttrpc.api import containers, process, shimd, tasks
 
-    records = daemon.call(CONTAINERS, "List", containers.ListContainersRequest()).containers
+    # A stream: the specs of a thousand containers do not fit one message.
+    listed = daemon.follow(CONTAINERS, "ListStream", containers.ListContainersRequest, timeout_s=CALL_S)
+    records = {each.container.id: each.container for each in listed}.values()
     found = {task.container_id or task.id: task for task in daemon.call(TASKS, "List", tasks.ListTasksRequest()).tasks}
     shims = {each.container_id: each for each in daemon.call(SHIMD, "Shims", shimd.ShimsRequest()).shims}
     ended: dict[str, shim.ExitRecord] = {}
     if everything and any(_is_down(found.get(record.id)) for record in records):
-        # Oldest first, so the newest of each stays. Only they know signal from code, and unknown from either.
-        ended = {each.container_id: each for each in find_exits(daemon, "", "")}
+        ended = last_exits(daemon)  # only they know signal from code, and unknown from either
     rows = []
     for record in records:
         task = found.get(record.id)

@@ -83,8 +83,9 @@ class Shimd:
         if request.container_id:
             require_identifier(request.container_id, "container id")
         exec_id = request.exec_id if request.HasField("exec_id") else None
+        select = journal.current_exits if request.current else journal.list_exits
         found = self._manager.database.read(
-            lambda connection: journal.list_exits(connection, ns, request.container_id, exec_id, request.limit)
+            lambda connection: select(connection, ns, request.container_id, exec_id, request.limit)
         )
         return shimd.ExitsResponse(exits=[shim.ExitRecord.FromString(one.record) for one in found])
 

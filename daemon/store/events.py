@@ -136,14 +136,36 @@ def list_exits(
     return [StoredExit(*row) for row in reversed(rows)]
 
 
+def current_exits(
+    connection: sqlite3.Connection, ns: str, container_id: str, exec_id: str | None, limit: int
+) -> list[StoredExit]:
+    """As `list_exits`, but only of containers that are on record, and of each process its newest exit."""
+    where, values = "containers.ns = ?", [ns]
+    if container_id:
+        where, values = f"{where} AND containers.id = ?", [*values, container_id]
+    if exec_id is not None:
+        where, values = f"{where} AND exec_id = ?", [*values, exec_id]
+    rows = connection.execute(
+        "SELECT seq, container_id, incarnation, exec_id, record FROM exits WHERE seq IN ("  # noqa: S608 - constants
+        "SELECT max(exits.seq) FROM containers "
+        "JOIN exits ON exits.ns = containers.ns AND exits.container_id = containers.id "
+        f"WHERE {where} GROUP BY containers.id, exec_id) ORDER BY seq DESC LIMIT ?",
+        (*values, limit or -1),
+    ).fetchall()
+    return [StoredExit(*row) for row in reversed(rows)]
+
+
 def prune_exits(connection: sqlite3.Connection, keep_count: int, limit: int = 5000) -> int:
-    """Drop up to ``limit`` of the oldest exits beyond ``keep_count`` (0: no bound); never those of a live task."""
+    """Drop up to ``limit`` of the oldest exits beyond ``keep_count`` (0: no bound); never how a task on record ended.
+
+    Its execs' go like all others: a health check of every ten seconds makes three million a year.
+    """
     if not keep_count:
         return 0
     cursor = connection.execute(
         "DELETE FROM exits WHERE seq IN (SELECT seq FROM exits WHERE seq <= "
         "(SELECT seq FROM exits ORDER BY seq DESC LIMIT 1 OFFSET ?) "
-        "AND incarnation NOT IN (SELECT incarnation FROM tasks) ORDER BY seq LIMIT ?)",
+        "AND NOT (exec_id = '' AND incarnation IN (SELECT incarnation FROM tasks)) ORDER BY seq LIMIT ?)",
         (keep_count, limit),
     )
     return cursor.rowcount

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from tests.support.ctlbox import CtlBox
+from tests.support.daemonbox import CONTAINERS
 from tests.support.pty import Person
 from tests.support.shimctl import finish, lines, read_until
 from tests.support.waiting import wait_until
+from ttrpc.api import containers
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +46,22 @@ def test_ps_shows_what_runs_and_with_a_everything(box: CtlBox) -> None:
     assert "Exited (42)" in text
     assert "Exited (137)" in text
     assert "(paused)" in text
+
+
+def test_ps_lists_more_than_fits_one_message(box: CtlBox) -> None:
+    """Records of 100 KiB: the list of them is longer than ttrpc's 4 MiB."""
+    record = box.daemon.call(CONTAINERS, "Get", containers.GetContainerRequest(id="idle"), ns=box.namespace).container
+    record.labels.update({f"long{number}": "x" * 4000 for number in range(25)})
+    names = {f"big{number}" for number in range(45)}
+    for record.id in sorted(names):
+        request = containers.CreateContainerRequest(container=record)
+        box.daemon.call(CONTAINERS, "Create", request, ns=box.namespace)
+    try:
+        assert box.ids() >= names
+    finally:
+        for name in names:
+            request = containers.DeleteContainerRequest(id=name)
+            box.daemon.call(CONTAINERS, "Delete", request, ns=box.namespace)
 
 
 @pytest.mark.parametrize(

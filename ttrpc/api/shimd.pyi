@@ -155,14 +155,16 @@ class EventRecord(_message.Message):
     def __init__(self, seq: _Optional[int] = ..., timestamp: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping[str, object]]] = ..., namespace: _Optional[str] = ..., topic: _Optional[str] = ..., event: _Optional[_Union[_any_pb2.Any, _Mapping[str, object]]] = ..., exit: _Optional[_Union[_shim_pb2.ExitRecord, _Mapping[str, object]]] = ..., gap: _Optional[bool] = ...) -> None: ...
 
 class ExitsRequest(_message.Message):
-    __slots__ = ("container_id", "exec_id", "limit")
+    __slots__ = ("container_id", "exec_id", "limit", "current")
     CONTAINER_ID_FIELD_NUMBER: _ClassVar[int]
     EXEC_ID_FIELD_NUMBER: _ClassVar[int]
     LIMIT_FIELD_NUMBER: _ClassVar[int]
+    CURRENT_FIELD_NUMBER: _ClassVar[int]
     container_id: str
     exec_id: str
     limit: int
-    def __init__(self, container_id: _Optional[str] = ..., exec_id: _Optional[str] = ..., limit: _Optional[int] = ...) -> None: ...
+    current: bool
+    def __init__(self, container_id: _Optional[str] = ..., exec_id: _Optional[str] = ..., limit: _Optional[int] = ..., current: _Optional[bool] = ...) -> None: ...
 
 class ExitsResponse(_message.Message):
     __slots__ = ("exits",)

@@ -350,6 +350,40 @@ async def test_exits_of_a_living_task_are_not_pruned(database: Database) -> None
     assert [found.incarnation for found in left] == ["i-alive", "i-new"]
 
 
+async def test_exits_of_execs_are_pruned_while_their_task_lives(database: Database) -> None:
+    """A health check makes millions of them; init's own stays."""
+
+    await database.write(lambda c: tasks.insert(c, a_task("alive", incarnation="i-alive")))
+    for number, exec_id in enumerate(["", "check", "check", "check", "other"]):
+        found = NewExit("default", "alive", "i-alive", exec_id, number, b"")
+        await database.write(lambda c, found=found: events.record_exit(c, found))
+    assert await database.write(lambda c: events.prune_exits(c, keep_count=2)) == 2
+    left = database.read(lambda c: events.list_exits(c, "default", "", None, 0))
+    assert [found.exec_id for found in left] == ["", "check", "other"]
+
+
+async def test_current_exits_are_of_containers_on_record_and_the_newest_of_each_process(database: Database) -> None:
+    """All that ever ended would fit no answer."""
+
+    for container_id in ("a", "b"):
+        await database.write(lambda c, name=container_id: containers.insert(c, "default", api.Container(id=name)))
+    for number, (container_id, exec_id) in enumerate(
+        [("gone", ""), ("a", ""), ("a", ""), ("a", "e"), ("a", "e"), ("b", "e"), ("gone", "e")]
+    ):
+        found = NewExit("default", container_id, f"i{number}", exec_id, 1, str(number).encode())
+        await database.write(lambda c, found=found: events.record_exit(c, found))
+
+    def current(container_id: str, exec_id: str | None, limit: int = 0) -> list[bytes]:
+        found = database.read(lambda c: events.current_exits(c, "default", container_id, exec_id, limit))
+        return [one.record for one in found]
+
+    assert current("", None) == [b"2", b"4", b"5"]
+    assert current("", "") == [b"2"]
+    assert current("a", "e") == [b"4"]
+    assert current("", None, 1) == [b"5"]
+    assert current("gone", None) == []
+
+
 async def test_the_newest_exit_of_a_process_counts(database: Database) -> None:
     """An exec's id may be used again; of init and execs each has its own."""
 
