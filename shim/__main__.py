@@ -8,7 +8,7 @@ containerd-shim-shimd-v2 -info | -v
 import os
 import sys
 
-from shim.bootstrap import read_bootstrap
+from shim.actions.bootstrap import read_bootstrap
 from shim.launch import read_stdin
 from shim.params import DEFAULT_SOCKET_DIR, Params, socket_path
 from shim.version import REVISION, VERSION
@@ -144,7 +144,7 @@ def check(params: Params) -> None:
 
 
 def _start(params: Params, reason: str) -> int:
-    from shim.start import StartError, start
+    from shim.actions.start import StartError, start
 
     try:
         start(params, _serve, reason)
@@ -154,15 +154,15 @@ def _start(params: Params, reason: str) -> int:
 
 
 def _serve(listener_fd: int, params: Params, lock_fd: int = -1) -> int:
-    from shim.serve import serve
-    from shim.spares import KeeperLink
+    from shim.recovery.spares import KeeperLink
+    from shim.serving.serve import serve
 
     return serve(listener_fd, params, KeeperLink(lock_fd=lock_fd))
 
 
 def _delete(params: Params) -> int:
     """Nothing but the answer may get to stdout: the daemon parses all of it."""
-    from shim.delete import delete
+    from shim.actions.delete import delete
 
     params.socket_path = params.socket_path or _listening_path(params)
     try:
@@ -185,7 +185,7 @@ def _listening_path(params: Params) -> str:
 
 def _print_info() -> int:
     """Nothing but the answer may get to stdout."""
-    from shim.info import NoRuntime, runtime_info
+    from shim.actions.info import NoRuntime, runtime_info
 
     try:
         answer = runtime_info(read_stdin(), dict(os.environ))

@@ -1,6 +1,6 @@
 """The first steps of every action: the daemon runs `start` and `delete` for each container and waits for both.
 
-What is common is done here with builtin modules alone, most of it by the keeper: see keeper.py. The rest of the shim is
+What is common is done here with builtin modules alone, most of it by the keeper: see keeper/main.py. The rest is
 imported only where that does not do.
 """
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 # same in every version: an old keeper can tell a newer `start` that it is out of date.
 MAGIC = b"shimd-keeper 1"
 START, OK, REFUSED, STALE = b"start", b"ok", b"refused", b"stale"
-# What others ask: to be looked after (keeper_adoption.py), and to be told of its end by the end of the connection.
+# What others ask: to be looked after (keeper/adoption.py), and to be told of its end by the end of the connection.
 ADOPT, WATCH = b"adopt", b"watch"
 # After an `ok` to start: the shim has listener and lock. A keeper that died just before that has none to start it.
 HANDED = b"handed"
@@ -58,11 +58,11 @@ def main() -> int:
         if answer:
             _print_and_end(answer)
     elif sys.argv[-1] == "keeper":
-        from shim.keeper_spawn import run_keeper
+        from shim.keeper.spawn import run_keeper
 
         return run_keeper(posix.environ)
     elif sys.argv[-1] == "ensure-keeper":
-        from shim.keeper_spawn import ensure_keeper
+        from shim.keeper.spawn import ensure_keeper
 
         return ensure_keeper(posix.environ)
     from shim.__main__ import main as run_action
@@ -130,14 +130,14 @@ def start_by_keeper(path: bytes, stdin: bytes) -> bytes:
         inode = posix.stat(path).st_ino
         outcome, text = ask(path, request)
     except Sick:
-        from shim.keeper_spawn import start_keeper
+        from shim.keeper.spawn import start_keeper
 
         start_keeper(path, instead_of=inode)
         raise
     except OSError as error:  # nobody is there
         outcome, text = STALE, str(error).encode()
     if outcome == STALE:
-        from shim.keeper_spawn import start_keeper
+        from shim.keeper.spawn import start_keeper
 
         start_keeper(path)
         try:

@@ -8,16 +8,18 @@ import json
 import os
 import signal
 
-from shim import faults, handover, kernel
+from shim import faults
+from shim.core import kernel
 from shim.params import Params
+from shim.upgrade import handover
 from shim.version import VERSION
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from shim.loop import Loop
-    from shim.parts import Parts
+    from shim.core.loop import Loop
+    from shim.serving.parts import Parts
 
 
 def main(fd: int, words: "list[str]") -> int:
@@ -25,9 +27,9 @@ def main(fd: int, words: "list[str]") -> int:
 
     Raises: whatever hinders it, with everything as it was: then the old code takes over again.
     """
-    from shim.serve import Shim, run
-    from shim.shimlog import ShimLog
-    from shim.spares import LISTENER, LOCK, KeeperLink
+    from shim.core.shimlog import ShimLog
+    from shim.recovery.spares import LISTENER, LOCK, KeeperLink
+    from shim.serving.serve import Shim, run
 
     carried = handover.read(fd)
     carried["failed"] = words[0] if words else ""
@@ -73,8 +75,8 @@ def read_params(carried: "dict[str, Any]") -> Params:
 
 def drop_ballast(loop: "Loop", fds: "list[int]") -> None:
     """Close the pipes that were kept open; where this was the last reader somebody writes to, go on reading."""
-    from shim.pumps import discard
-    from shim.upgrading import open_fifos
+    from shim.streams.pumps import discard
+    from shim.upgrade.upgrading import open_fifos
 
     ours = {_inode(fd) for fd in open_fifos() - set(fds)}
     for fd in fds:
@@ -108,9 +110,10 @@ def check(fd: int) -> int:
 
 def look(carried: "dict[str, Any]") -> str:
     """What is found. Raises: whatever cannot be read."""
-    from shim import journal, takeover
     from shim.bundle import STATE_VERSION, Bundle, read_file
-    from shim.keeper_code import our_modules
+    from shim.keeper.code import our_modules
+    from shim.recovery import takeover
+    from shim.serving import journal
 
     for name in our_modules():
         __import__(name)
@@ -131,8 +134,8 @@ def look(carried: "dict[str, Any]") -> str:
 
 def _parts(params: Params, bundle: "Any", state: "dict[str, Any]") -> "Parts":
     """As much of a shim as reading takes."""
-    from shim.exits import ExitStore
-    from shim.parts import Parts
+    from shim.serving.parts import Parts
+    from shim.task.exits import ExitStore
 
     class Log:
         """Its complaints are about what is going to be refused."""

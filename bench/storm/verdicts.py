@@ -10,7 +10,7 @@ from bench.storm import plans
 from bench.storm.field import Field
 from bench.storm.plans import Life
 from bench.storm.truth import Log
-from shim import pidfds
+from shim.core import pidfds
 from ttrpc.api import shim
 
 UNHELD_S = 15.0  # between the death of a keeper and an end that nobody held on to: the successor may be slow

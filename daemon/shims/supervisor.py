@@ -190,7 +190,7 @@ class Supervisors:
         return dataclasses.replace(found, facts=dataclasses.replace(found.facts, can_raise=False))
 
     def _have_it_listen(self, handle: Handle) -> None:
-        """Tell a shim whose socket somebody removed; see shim/listening.py. It harms no shim that is only silent."""
+        """Tell a shim whose socket somebody removed; see listening.py. It harms no shim that is only silent."""
         address, shim = self._addressed(handle).address, ending.shim_process(handle.row)
         if (
             shim is not None

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from shim.loop import Loop
+from shim.core.loop import Loop
 from tests.contract.ttrpc_service import NAME, Text
 from ttrpc import ledger
 from ttrpc.connection import CALLER, Connection

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from shim.loop import Loop
+from shim.core.loop import Loop
 from tests.contract.test_ttrpc_server_wire import RawCaller
 from tests.contract.ttrpc_service import NAME, Text
 from tests.contract.ttrpc_sides import listen

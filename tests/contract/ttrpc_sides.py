@@ -8,7 +8,7 @@ from typing import Any
 
 import trio
 
-from shim.loop import Loop
+from shim.core.loop import Loop
 from tests.contract.ttrpc_service import NAME, Log, LoopEcho, TrioEcho
 from ttrpc.aio import TrioClient, open_client, serve_ttrpc
 from ttrpc.blocking import BlockingClient

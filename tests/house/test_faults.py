@@ -1,11 +1,10 @@
 """Every fault point is a step of the kill matrix, every step a fault point: a misspelt one would never be hit."""
 
 import ast
-import os
 
 from daemon.faults import POINTS
 from tests.support.matrixsteps import SHORT, STEPS
-from tests.support.source import ROOT
+from tests.support.source import modules
 
 # Points that take their end from whose turn it is: a topic, a process.
 OPEN = ("tell.", "exit.")
@@ -14,14 +13,11 @@ OPEN = ("tell.", "exit.")
 def points() -> list[str]:
     """The names that shim/ passes to faults.point."""
     found = []
-    for name in sorted(os.listdir(os.path.join(ROOT, "shim"))):
-        if name.endswith(".py"):
-            with open(os.path.join(ROOT, "shim", name), encoding="utf-8") as file:
-                tree = ast.parse(file.read())
-            for node in ast.walk(tree):
-                if isinstance(node, ast.Call) and ast.unparse(node.func) == "faults.point":
-                    assert isinstance(node.args[0], ast.Constant), f"{name}:{node.lineno}: a point's name is a literal"
-                    found.append(str(node.args[0].value))
+    for module in modules("shim"):
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "faults.point":
+                assert isinstance(node.args[0], ast.Constant), f"{module.path}:{node.lineno}: its name is a literal"
+                found.append(str(node.args[0].value))
     return found
 
 

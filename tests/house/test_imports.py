@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from shim.keeper_code import our_modules
+from shim.keeper.code import our_modules
 from tests.support.source import Module, module, modules
 
 # Each costs a cold shim 0.5 to 3 MB of private memory, and there is one shim per container.
@@ -89,13 +89,13 @@ def why_not_in_ctl(name: str, top: str) -> str | None:
 @pytest.mark.parametrize(
     ("importer", "text", "is_allowed"),
     [
-        ("shim.runc", "import os\nfrom ttrpc.api import task", True),
-        ("shim.runc", "TYPE_CHECKING = False\nif TYPE_CHECKING:\n    import typing", True),
-        ("shim.runc", "import typing", False),
-        ("shim.runc", "def f():\n    import subprocess", False),
-        ("shim.runc", "from daemon import spec", False),
-        ("shim.runc", "from ttrpc import aio", False),
-        ("shim.runc", "import trio", False),
+        ("shim.task.runc", "import os\nfrom ttrpc.api import task", True),
+        ("shim.task.runc", "TYPE_CHECKING = False\nif TYPE_CHECKING:\n    import typing", True),
+        ("shim.task.runc", "import typing", False),
+        ("shim.task.runc", "def f():\n    import subprocess", False),
+        ("shim.task.runc", "from daemon import spec", False),
+        ("shim.task.runc", "from ttrpc import aio", False),
+        ("shim.task.runc", "import trio", False),
         ("daemon.app", "import trio\nimport ttrpc.aio", True),
         ("daemon.app", "from shim import bundle", False),
         ("daemon.restart", "from shim import policy", True),
@@ -105,13 +105,13 @@ def why_not_in_ctl(name: str, top: str) -> str | None:
         ("daemon.ctl.run", "import psutil", False),
         ("daemon.ctl.run", "def f():\n    import psutil", True),
         ("daemon.ctl.run", "def f():\n    import trio", False),
-        ("shim.runc", "def f():\n    import psutil", False),
+        ("shim.task.runc", "def f():\n    import psutil", False),
         ("ttrpc.frames", "import struct", True),
         ("ttrpc.frames", "import socket", False),
         ("ttrpc.loopdriver", "import socket", True),
         ("ttrpc.loopdriver", "import trio", False),
         ("ttrpc.aio", "import trio", True),
-        ("ttrpc.aio", "import shim.loop", False),
+        ("ttrpc.aio", "import shim.core.loop", False),
         ("ttrpc.connection", "from . import aio", True),  # resolved, not skipped; the cycle is Python's to refuse
     ],
 )
@@ -166,7 +166,9 @@ def loaded_by(statement: str) -> set[str]:
 
 def test_a_serving_shim_loads_nothing_costly() -> None:
     """What the rules above cannot see: what our imports import."""
-    assert loaded_by("import shim.__main__, shim.service, ttrpc.loopdriver") & (COSTLY - PULLED_IN_ANYWAY) == set()
+    loaded = loaded_by("import shim.__main__, shim.serving.service, ttrpc.loopdriver")
+
+    assert loaded & (COSTLY - PULLED_IN_ANYWAY) == set()
 
 
 def test_the_command_line_starts_without_trio_and_protobuf() -> None:
@@ -177,6 +179,6 @@ def test_the_command_line_starts_without_trio_and_protobuf() -> None:
 
 def test_the_keeper_preloads_nothing_that_is_not_a_shims() -> None:
     """Every module of ttrpc that is not left out by name is loaded, so one for the daemon must be: it brings trio."""
-    assert loaded_by("from shim.keeper_code import preload; preload()") & (COSTLY - PULLED_IN_ANYWAY) == set()
+    assert loaded_by("from shim.keeper.code import preload; preload()") & (COSTLY - PULLED_IN_ANYWAY) == set()
     assert [name for name in our_modules() if any(is_within(name, parent) for parent in NOT_IN_SHIM)] == []
     assert [name for name in our_modules() if name.startswith("ttrpc.aio")] == []

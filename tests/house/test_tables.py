@@ -4,8 +4,19 @@ import itertools
 
 import pytest
 
-from shim import lifecycle
-from shim.lifecycle import CREATED, CREATING, DELETED, FACTS, PARKED, PAUSED, REQUESTS, RUNNING, STOPPED, TRANSITIONS
+from shim.task import lifecycle
+from shim.task.lifecycle import (
+    CREATED,
+    CREATING,
+    DELETED,
+    FACTS,
+    PARKED,
+    PAUSED,
+    REQUESTS,
+    RUNNING,
+    STOPPED,
+    TRANSITIONS,
+)
 
 STATES = (CREATING, CREATED, RUNNING, PAUSED, STOPPED, DELETED)
 

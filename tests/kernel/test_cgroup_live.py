@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from shim import cgroups, metrics
+from shim.cgroup import cgroups, metrics
 from tests.support.limited import MEMORY_BYTES, PIDS
 from tests.support.waiting import wait_until
 from ttrpc.errors import StatusError

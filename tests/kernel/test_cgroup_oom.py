@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from shim import cgroups, metrics
-from shim.loop import Loop
-from shim.oom import OomWatch
+from shim.cgroup import cgroups, metrics
+from shim.cgroup.oom import OomWatch
+from shim.core.loop import Loop
 from tests.support.limited import Container
 from tests.support.waiting import wait_until
 

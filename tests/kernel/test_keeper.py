@@ -202,7 +202,7 @@ def test_where_systemd_runs_it_is_asked_for_a_scope(short_dir: str) -> None:
     with open(f"{short_dir}/busctl", "w", encoding="ascii") as file:
         file.write(f'#!/bin/sh\necho "$@" > {short_dir}/asked\nexit $(cat {short_dir}/code)\n')
     os.chmod(f"{short_dir}/busctl", 0o755)
-    code = "import sys; from shim import keeper_home; print(keeper_home.move_out('kept', systemd_runs=sys.argv[1]))"
+    code = "import sys; from shim.keeper import home; print(home.move_out('kept', systemd_runs=sys.argv[1]))"
     said = []
     for status in ("0", "1"):
         with open(f"{short_dir}/code", "w", encoding="ascii") as file:
@@ -262,11 +262,11 @@ def test_a_shim_imports_nothing_after_it_was_forked(short_dir: str) -> None:
     """What `preload` and a rehearsal have in memory is all a life needs: an upgrade cannot mix two versions."""
     code = (
         "import sys\n"
-        "from shim.keeper_code import preload\n"
+        "from shim.keeper.code import preload\n"
         "preload()\n"
-        "from shim import keeper_nursery, keeper_rehearsal\n"
+        "from shim.keeper import nursery, rehearsal\n"
         "before = set(sys.modules)\n"
-        "keeper_rehearsal.rehearse(sys.argv[1], 2)\n"
+        "rehearsal.rehearse(sys.argv[1], 2)\n"
         "print(*sorted(set(sys.modules) - before))\n"
     )
     done = subprocess.run([sys.executable, "-c", code, short_dir], capture_output=True, text=True, check=True)

@@ -176,7 +176,7 @@ def test_a_keeper_that_cannot_import_is_no_harm() -> None:
     with KeeperBox(python_path=copy_of_the_code()) as keeper:
         code = keeper.environment["PYTHONPATH"]
         try:
-            with open(os.path.join(code, "shim", "keeper_loop.py"), "w", encoding="ascii") as file:
+            with open(os.path.join(code, "shim", "keeper/keeper.py"), "w", encoding="ascii") as file:
                 file.write("raise ImportError('half an upgrade')\n")
             bundle = keeper.bundle("c1")
             bundle.start()

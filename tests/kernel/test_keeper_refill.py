@@ -7,7 +7,7 @@ import socket
 
 from shim import launch
 from shim.params import Params
-from shim.rejoin import pack_adoption
+from shim.recovery.rejoin import pack_adoption
 from tests.support.keeperbox import KeeperBox, copy_of_the_code, is_running, keepers_in, replace_text
 from tests.support.keptbox import KeptBox
 from tests.support.shimbox import NAMESPACE

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from shim.forwarder import HOMECOMING_S, SERVICE
+from shim.serving.forwarder import HOMECOMING_S, SERVICE
 from tests.support.shimbox import NAMESPACE, ShimBox
 from tests.support.threadserver import AFTER, BEFORE, Call, ThreadServer
 from tests.support.waiting import wait_until

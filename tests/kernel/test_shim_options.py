@@ -12,8 +12,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from shim.info import FEATURES_URL, NAME
-from shim.runc import DEFAULT_ROOT
+from shim.actions.info import FEATURES_URL, NAME
+from shim.task.runc import DEFAULT_ROOT
 from shim.version import VERSION
 from tests.support import leaks
 from tests.support.shimbox import NAMESPACE, ShimBox
@@ -206,7 +206,7 @@ def info(stdin: bytes = b"", **environment: str) -> "subprocess.CompletedProcess
 
 def fields(data: bytes) -> dict[int, bytes]:
     """Fields of a message that has each but once; lengths are read by protobuf's own code, as those of an Any's."""
-    from shim.bootstrap import each_field
+    from shim.actions.bootstrap import each_field
 
     return dict(each_field(data))
 

@@ -115,7 +115,7 @@ def test_bad_command_lines_are_refused_on_stderr(arguments: list[str], code: int
 
 IDLE = """
 import os, socket, sys
-from shim import serve
+from shim.serving import serve
 from shim.params import Params
 
 serve.IDLE_S = 0.3

@@ -8,11 +8,12 @@ from pathlib import Path
 PRELUDE = """
 import os, signal, sys
 sys.path.insert(0, os.getcwd())
-from shim import kernel, runc
-from shim.loop import Loop
-from shim.reaper import NotOurChild, Reaper
-from shim.steps import DeadlinePassed, Exited, Sleep, Spawn
-from shim.wakeup import Wakeup
+from shim.core import kernel
+from shim.task import runc
+from shim.core.loop import Loop
+from shim.core.reaper import NotOurChild, Reaper
+from shim.core.steps import DeadlinePassed, Exited, Sleep, Spawn
+from shim.core.wakeup import Wakeup
 from ttrpc.errors import StatusError
 
 kernel.become_subreaper()

@@ -379,15 +379,15 @@ def test_code_that_cannot_read_the_state_or_hangs(box: KeptBox) -> None:
     tree.edit("shim/bundle.py", "STATE_VERSION = 1", "STATE_VERSION = 2")
     assert "the state is of version 1; 9.2.0 reads 2" in refused(box, paths=tree.paths)
     tree.edit("shim/bundle.py", "STATE_VERSION = 2", "STATE_VERSION = 1")
-    tree.edit("shim/journal.py", "\nVERSION = 1", "\nVERSION = 2")
+    tree.edit("shim/serving/journal.py", "\nVERSION = 1", "\nVERSION = 2")
     assert "the journal has version 1" in refused(box, paths=tree.paths)
-    tree.edit("shim/journal.py", "\nVERSION = 2", "\nVERSION = 1")
-    tree.edit("shim/handover.py", "\nVERSION = 1", "\nVERSION = 2")
+    tree.edit("shim/serving/journal.py", "\nVERSION = 2", "\nVERSION = 1")
+    tree.edit("shim/upgrade/handover.py", "\nVERSION = 1", "\nVERSION = 2")
     assert "the handover is of version 1" in refused(box, paths=tree.paths)
-    tree.edit("shim/handover.py", "\nVERSION = 2", "\nVERSION = 1")
-    tree.edit("shim/pumps.py", "def discard", "def discard(:")
+    tree.edit("shim/upgrade/handover.py", "\nVERSION = 2", "\nVERSION = 1")
+    tree.edit("shim/streams/pumps.py", "def discard", "def discard(:")
     assert "SyntaxError" in refused(box, paths=tree.paths)
-    tree.edit("shim/pumps.py", "def discard(:", "import time; time.sleep(1000)\ndef discard")
+    tree.edit("shim/streams/pumps.py", "def discard(:", "import time; time.sleep(1000)\ndef discard")
     assert "within 1.5 s" in refused(box, paths=tree.paths, patience_s=1.5)
     assert box.read("state.json") == before
     assert box.start().pid
@@ -399,7 +399,7 @@ def test_code_that_fails_after_the_execve_hands_back(box: KeptBox) -> None:
     waits = box.wait_later()
     tree = CodeTree(box.folder, "9.3.0")
     tree.edit(
-        "shim/takeover.py",
+        "shim/recovery/takeover.py",
         "    container.oom_at = carried",
         "    raise RuntimeError('too new')\n    container.oom_at = carried",
     )

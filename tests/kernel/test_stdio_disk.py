@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from shim.loop import Loop
-from shim.stdio import Stdio, StdioRequest
+from shim.core.loop import Loop
+from shim.streams.stdio import Stdio, StdioRequest
 from tests.support.streams import play, turn_until
 
 DISK_BYTES = 256 << 10

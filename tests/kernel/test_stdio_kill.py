@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from shim.logfile import LogFile
-from shim.loop import Loop
-from shim.pipes import make_fifo, open_child_output, open_read_end
-from shim.pumps import ENDED, Pump
-from shim.rotation import existing_files
-from shim.spool import Book
-from shim.stdio import Stdio, StdioRequest
-from shim.targets import parse
+from shim.core.loop import Loop
+from shim.core.pipes import make_fifo, open_child_output, open_read_end
+from shim.streams.logfile import LogFile
+from shim.streams.pumps import ENDED, Pump
+from shim.streams.rotation import existing_files
+from shim.streams.spool import Book
+from shim.streams.stdio import Stdio, StdioRequest
+from shim.streams.targets import parse
 from tests.support.streams import play, turn_until
 
 WRITER = """

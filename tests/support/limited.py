@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 from typing import Any
 
-from shim import cgroups
+from shim.cgroup import cgroups
 from tests.support import leaks
 
 MEMORY_BYTES = 32 << 20

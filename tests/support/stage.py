@@ -12,16 +12,16 @@ from typing import Any
 
 import pytest
 
-from shim import kernel
 from shim.bundle import Bundle
-from shim.container import Container
-from shim.exits import Exit, ExitStore
-from shim.journal import Cursor, Journal
-from shim.loop import Loop
+from shim.core import kernel
+from shim.core.loop import Loop
+from shim.core.steps import Signal
 from shim.params import Params
-from shim.parts import Parts
-from shim.stdio import StdioRequest
-from shim.steps import Signal
+from shim.serving.journal import Cursor, Journal
+from shim.serving.parts import Parts
+from shim.streams.stdio import StdioRequest
+from shim.task.container import Container
+from shim.task.exits import Exit, ExitStore
 from ttrpc.api import runc, shim
 
 RUNC_PID = 1000  # of the first call; pids of the container are below
@@ -102,7 +102,7 @@ class StagedStdio:
         self.calls.append("close_stdin")
 
     def drain(self, deadline_s: float = 2.0) -> Iterator[Any]:
-        from shim.steps import Fired
+        from shim.core.steps import Fired
 
         self.calls.append("drain")
         yield Fired(self.drained)
@@ -158,7 +158,7 @@ class StagedOom:
 
 
 class StagedCgroup:
-    """Stands for a container's cgroup; `shim.cgroups` is replaced where it is asked about its members."""
+    """Stands for a container's cgroup; `shim.cgroup.cgroups` is replaced where it is asked about its members."""
 
     def close(self) -> None:
         pass
@@ -197,9 +197,11 @@ class Stage:
         monkeypatch.setattr(kernel, "open_pidfd", lambda pid: None)
         monkeypatch.setattr(kernel, "start_ticks", lambda pid: pid * 10)
         monkeypatch.setattr(kernel, "send_signal", lambda fd, pid, signum: self.signalled.append((pid, signum)))
-        monkeypatch.setattr("shim.ending.cgroups.kill_all", lambda _paths, signum: self.signalled_all.append(signum))
-        monkeypatch.setattr("shim.ending.time.monotonic", lambda: self.now)
-        monkeypatch.setattr("shim.container.cgroups.pids", lambda _paths: [])
+        monkeypatch.setattr(
+            "shim.task.ending.cgroups.kill_all", lambda _paths, signum: self.signalled_all.append(signum)
+        )
+        monkeypatch.setattr("shim.task.ending.time.monotonic", lambda: self.now)
+        monkeypatch.setattr("shim.task.container.cgroups.pids", lambda _paths: [])
 
     def _make_stdio(self, process: Any, _uid: int, _gid: int) -> Any:
         made = self.streams[process.name] = StagedStdio(self, process.name)

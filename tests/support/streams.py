@@ -5,8 +5,8 @@ import time
 from collections.abc import Callable, Generator
 from typing import Any
 
-from shim.loop import Loop
-from shim.stdio import Stdio
+from shim.core.loop import Loop
+from shim.streams.stdio import Stdio
 
 Handler = Generator[Any, Any, Any]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from shim import pins
+from shim.recovery import pins
 from tests.support import leaks
 from tests.support.ctlbox import CtlBox
 from tests.support.daemonbox import GO_RUNTIME

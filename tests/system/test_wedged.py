@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from shim import kernel
+from shim.core import kernel
 from tests.support.daemonbox import TASKS, DaemonBox
 from tests.support.keeperbox import state_of
 from tests.support.shimctl import Shimctl

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shim.attach import BEHIND_BYTES, RING_BYTES, Ring
-from shim.loop import Loop
-from shim.outlets import LIMIT_BYTES
-from shim.stdio import Stdio, StdioRequest
+from shim.core.loop import Loop
+from shim.streams.attach import BEHIND_BYTES, RING_BYTES, Ring
+from shim.streams.outlets import LIMIT_BYTES
+from shim.streams.stdio import Stdio, StdioRequest
 from tests.support.streams import FakeCall, play, turn, turn_until
 from ttrpc.api import shim as api
 from ttrpc.errors import StatusError

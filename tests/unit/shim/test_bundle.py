@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from shim import mounts
 from shim.bundle import Bundle, is_valid_id, parse_object, read_file, write_replacing
-from shim.exits import UNKNOWN_STATUS, Exit, ExitStore
-from shim.mounts import MS_BIND, MS_NOSUID, MS_PRIVATE, MS_RDONLY, MS_REC, plan, shorten_overlay
+from shim.task import mounts
+from shim.task.exits import UNKNOWN_STATUS, Exit, ExitStore
+from shim.task.mounts import MS_BIND, MS_NOSUID, MS_PRIVATE, MS_RDONLY, MS_REC, plan, shorten_overlay
 from ttrpc.api import mount
 from ttrpc.errors import StatusError
 from ttrpc.status import Code

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from shim.cgroups import CgroupPaths, find, pids
+from shim.cgroup.cgroups import CgroupPaths, find, pids
 from ttrpc.errors import StatusError
 from ttrpc.status import Code
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from shim.checkpoint import checkpoint
-from shim.container import Container
-from shim.lifecycle import RUNNING
+from shim.task.checkpoint import checkpoint
+from shim.task.container import Container
+from shim.task.lifecycle import RUNNING
 from tests.support.stage import Stage
 from ttrpc.api import runc
 from ttrpc.errors import StatusError

@@ -6,10 +6,10 @@ import os
 import pytest
 
 from shim.__main__ import UsageError, make_params, parse_flags
-from shim.bootstrap import read_bootstrap, wire_fields
-from shim.delete import response
+from shim.actions.bootstrap import read_bootstrap, wire_fields
+from shim.actions.delete import response
+from shim.actions.start import SOCKET_PATH_MAX, StartError, listen
 from shim.params import socket_path
-from shim.start import SOCKET_PATH_MAX, StartError, listen
 from ttrpc.api import runc, task, wkt
 
 

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
-from shim import handover, journal, resume
+from shim import resume
 from shim.bundle import STATE_VERSION
+from shim.serving import journal
+from shim.upgrade import handover
 from tests.support import leaks
 
 STATES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "states")

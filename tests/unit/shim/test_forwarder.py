@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from shim.forwarder import HOMECOMING_S, PATIENCE_S, REFUSALS_MAX, RETRY_MAX_S, SERVICE, Forwarder
-from shim.journal import EVENT, EXIT, Journal
-from shim.loop import Loop
+from shim.core.loop import Loop
+from shim.serving.forwarder import HOMECOMING_S, PATIENCE_S, REFUSALS_MAX, RETRY_MAX_S, SERVICE, Forwarder
+from shim.serving.journal import EVENT, EXIT, Journal
 from tests.support.stage import StagedLog
 from ttrpc.api import events, forward, shim, wkt
 from ttrpc.connection import CALLEE, Connection

@@ -4,13 +4,13 @@ import os
 import subprocess
 import sys
 
-from shim.keeper_rehearsal import ID
+from shim.keeper.rehearsal import ID
 
 # A process of its own: a shim changes what it is in (subreaper, title).
 DELETED = """
 import sys
-from shim import serve
-from shim.keeper_rehearsal import ID, SERVICE, Stage
+from shim.serving import serve
+from shim.keeper.rehearsal import ID, SERVICE, Stage
 from ttrpc.api import shim, task
 
 serve.DELETED_S = 0.02
@@ -43,8 +43,8 @@ def test_a_shim_whose_container_was_deleted_ends_when_nobody_shuts_it_down(tmp_p
 
 FORSAKEN = """
 import os, sys
-from shim import serve
-from shim.keeper_rehearsal import ID, Stage
+from shim.serving import serve
+from shim.keeper.rehearsal import ID, Stage
 from ttrpc.api import task
 
 serve.IDLE_S = 0.02

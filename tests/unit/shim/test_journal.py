@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-from shim import journal
-from shim.journal import ACK, EVENT, EXIT, Cursor, Journal, JournalVersion, encode_frame, encode_header, scan
+from shim.serving import journal
+from shim.serving.journal import ACK, EVENT, EXIT, Cursor, Journal, JournalVersion, encode_frame, encode_header, scan
 
 
 @pytest.fixture

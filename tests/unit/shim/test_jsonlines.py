@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from shim.jsonlines import MAX_RECORD_BYTES, LineFormatter, RecordReader, output_bytes, record
-from shim.stamps import Stamper, StampReader
+from shim.streams.jsonlines import MAX_RECORD_BYTES, LineFormatter, RecordReader, output_bytes, record
+from shim.streams.stamps import Stamper, StampReader
 
 STAMP = b"2026-11-24T05:30:28.123456789Z"
 AT_NS = 1795498228123456789

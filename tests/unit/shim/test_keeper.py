@@ -9,12 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shim import keeper_code, keeper_exits, keeper_home, keeper_memory, kernel, launch
-from shim.delete import response
-from shim.keeper_births import differences
-from shim.keeper_loop import younger_sibling
-from shim.keeper_peer import Different, World
-from shim.keeper_wire import BadRequest, pack_answer, unpack_request
+from shim import launch
+from shim.actions.delete import response
+from shim.core import kernel
+from shim.keeper import code, home, memory, orphans
+from shim.keeper.births import differences
+from shim.keeper.keeper import younger_sibling
+from shim.keeper.peer import Different, World
+from shim.keeper.wire import BadRequest, pack_answer, unpack_request
 from shim.launcher import LINE_MAX_BYTES, launcher
 
 NAMES = st.text(st.characters(exclude_characters="\0=", exclude_categories=["Cs"]), min_size=1)
@@ -66,7 +68,7 @@ def test_outcome_and_text_stay_where_they_are_in_every_version() -> None:
 
 
 def test_the_socket_lies_beside_the_shims_and_is_named_after_the_installation() -> None:
-    found = os.stat(keeper_code.HERE)
+    found = os.stat(code.TREES["shim"])
     name = f"{found.st_dev:x}-{found.st_ino:x}".encode()
 
     assert launch.keeper_path({}) == b"/run/containerd/shimd-keeper/" + name
@@ -90,20 +92,20 @@ def test_only_a_younger_socket_is_a_younger_sibling(tmp_path: object) -> None:
 
 
 @pytest.fixture
-def edition(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> "tuple[keeper_code.Edition, str]":
+def edition(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> "tuple[code.Edition, str]":
     path = os.path.join(str(tmp_path), "module.py")
     with open(path, "w", encoding="ascii") as file:
         file.write("old")
-    monkeypatch.setattr(keeper_code, "TREES", {"shim": str(tmp_path)})
-    return keeper_code.Edition(), path
+    monkeypatch.setattr(code, "TREES", {"shim": str(tmp_path)})
+    return code.Edition(), path
 
 
-def test_unchanged_code_is_known_as_such(edition: "tuple[keeper_code.Edition, str]") -> None:
+def test_unchanged_code_is_known_as_such(edition: "tuple[code.Edition, str]") -> None:
     assert edition[0].changed() == ""
 
 
 @pytest.mark.parametrize("how", ["written", "replaced", "removed"])
-def test_changed_code_is_noticed(edition: "tuple[keeper_code.Edition, str]", how: str) -> None:
+def test_changed_code_is_noticed(edition: "tuple[code.Edition, str]", how: str) -> None:
     path = edition[1]
     if how == "removed":
         os.unlink(path)
@@ -117,9 +119,9 @@ def test_changed_code_is_noticed(edition: "tuple[keeper_code.Edition, str]", how
 
 
 def test_what_is_preloaded_is_the_shims_and_not_the_daemons() -> None:
-    names = set(keeper_code.our_modules())
+    names = set(code.our_modules())
 
-    assert {"shim.serve", "shim.keeper_template", "ttrpc.loopdriver", "ttrpc.api.task"} <= names
+    assert {"shim.serving.serve", "shim.keeper.template", "ttrpc.loopdriver", "ttrpc.api.task"} <= names
     assert not names & {"ttrpc.aio", "ttrpc.blocking", "ttrpc.api.generate", "shim.__main__", "shim.__init__"}
 
 
@@ -186,31 +188,31 @@ def test_pids_are_known_with_their_start_where_the_shim_wrote_it(tmp_path: objec
         with open(os.path.join(bundle, name), "w", encoding="ascii") as file:
             file.write(text)
 
-    assert keeper_exits.recorded_processes(bundle) == {10: 100, 11: None, 12: 120}
-    assert keeper_exits.recorded_processes(bundle + "/none") == {}
+    assert orphans.recorded_processes(bundle) == {10: 100, 11: None, 12: 120}
+    assert orphans.recorded_processes(bundle + "/none") == {}
 
 
 def test_a_note_is_about_one_process_only(tmp_path: object) -> None:
     bundle = str(tmp_path)
     note = {"version": 1, "pid": 10, "start_ticks": 100, "boot_id": "b", "wait_status": 0, "exited_at_ns": 1}
-    with open(keeper_exits.note_path(bundle, 10), "w", encoding="ascii") as file:
+    with open(orphans.note_path(bundle, 10), "w", encoding="ascii") as file:
         json.dump(note, file)
 
-    assert keeper_exits.read_note(bundle, 10, 100, "b") == note
-    assert keeper_exits.read_note(bundle, 10, 101, "b") is None
-    assert keeper_exits.read_note(bundle, 10, 100, "another boot") is None
-    assert keeper_exits.read_note(bundle, 11, 100, "b") is None
+    assert orphans.read_note(bundle, 10, 100, "b") == note
+    assert orphans.read_note(bundle, 10, 101, "b") is None
+    assert orphans.read_note(bundle, 10, 100, "another boot") is None
+    assert orphans.read_note(bundle, 11, 100, "b") is None
 
 
 def test_what_a_dead_shim_had_begun_is_noted_in_its_bundle_though_no_file_names_it(tmp_path: object) -> None:
     bundle, gone, pid = str(tmp_path), f"{tmp_path}/gone", os.getpid()
-    orphans = keeper_exits.Orphans("b")
-    orphans.expect(9, bundle)
-    orphans.expect(8, gone)
+    noted = orphans.Orphans("b")
+    noted.expect(9, bundle)
+    noted.expect(8, gone)
 
-    assert orphans.note(pid, 7 << 8) == ""
+    assert noted.note(pid, 7 << 8) == ""
 
-    note = keeper_exits.read_note(bundle, pid, kernel.start_ticks(pid), "b")
+    note = orphans.read_note(bundle, pid, kernel.start_ticks(pid), "b")
     assert note is not None
     assert (note["wait_status"], note["shim_pid"]) == (7 << 8, 9)
     assert not os.path.exists(gone)
@@ -218,13 +220,13 @@ def test_what_a_dead_shim_had_begun_is_noted_in_its_bundle_though_no_file_names_
 
 def test_notes_of_processes_that_are_told_are_taken_away(tmp_path: object) -> None:
     bundle, pid = str(tmp_path), os.getpid()
-    orphans = keeper_exits.Orphans("b")
-    orphans.expect(9, bundle)
-    orphans.note(pid, 0)
+    noted = orphans.Orphans("b")
+    noted.expect(9, bundle)
+    noted.note(pid, 0)
 
-    keeper_exits.forget_notes(bundle, {pid})
+    orphans.forget_notes(bundle, {pid})
     assert os.listdir(bundle) == [f"keeper-exit.{pid}"]
-    keeper_exits.forget_notes(bundle, set())
+    orphans.forget_notes(bundle, set())
     assert os.listdir(bundle) == []
 
 
@@ -240,20 +242,20 @@ def test_hierarchies_are_found_in_the_mount_table(tmp_path: object) -> None:
             "27 25 0:24 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n"
         )
 
-    assert list(keeper_home.hierarchies(path)) == ["/sys/fs/cgroup/cpu,cpuacct", "/sys/fs/cgroup/unified"]
-    assert list(keeper_home.hierarchies(path + ".none")) == []
+    assert list(home.hierarchies(path)) == ["/sys/fs/cgroup/cpu,cpuacct", "/sys/fs/cgroup/unified"]
+    assert list(home.hierarchies(path + ".none")) == []
 
 
 def test_without_a_name_the_cgroup_is_left_as_it_is() -> None:
-    assert keeper_home.move_out("") == "its cgroup is left as it is"
+    assert home.move_out("") == "its cgroup is left as it is"
 
 
 def test_holes_are_filled_and_the_filling_ends() -> None:
     """How many there are is the allocator's secret; that blocks then come one after the other is not."""
-    kept = keeper_memory.fill_holes()
+    kept = memory.fill_holes()
     row = [id(block) for block in [bytes(200) for _ in range(20)]]
 
-    assert 0 < len(kept) < 10 * keeper_memory.FILLED_MAX
+    assert 0 < len(kept) < 10 * memory.FILLED_MAX
     assert sum(second - first == 240 for first, second in itertools.pairwise(row)) > 10
 
 

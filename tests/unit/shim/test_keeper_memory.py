@@ -1,11 +1,12 @@
 """Code that shims run is put together: the same functions, with copies of their code that lie side by side."""
 
-from shim import keeper_memory, policy
-from shim.keeper_memory import gather
+from shim import policy
+from shim.keeper import memory
+from shim.keeper.memory import gather
 
 
 def test_gathered_functions_are_the_same_with_other_code() -> None:
-    functions = (keeper_memory._copy, keeper_memory.fill_holes, policy.Backoff.pause_s)
+    functions = (memory._copy, memory.fill_holes, policy.Backoff.pause_s)
     before = [function.__code__ for function in functions]
 
     count = gather(set(before), [])
@@ -21,7 +22,7 @@ def test_functions_inside_of_functions_are_copied_with_them() -> None:
     def outer() -> object:
         return lambda: 7
 
-    copy = keeper_memory._copy(outer.__code__, {})
+    copy = memory._copy(outer.__code__, {})
 
     (inner,) = (const for const in copy.co_consts if isinstance(const, type(copy)))
     assert inner == next(const for const in outer.__code__.co_consts if isinstance(const, type(copy)))

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shim import logfile
-from shim.logfile import KEPT_BYTES, RAW_SLACK_BYTES, LogFile
-from shim.loop import Loop
-from shim.pipes import waiting_bytes
-from shim.rotation import existing_files, room_cut
-from shim.targets import parse
+from shim.core.loop import Loop
+from shim.core.pipes import waiting_bytes
+from shim.streams import logfile
+from shim.streams.logfile import KEPT_BYTES, RAW_SLACK_BYTES, LogFile
+from shim.streams.rotation import existing_files, room_cut
+from shim.streams.targets import parse
 from tests.support.streams import turn_until
 from ttrpc.errors import StatusError
 from ttrpc.status import Code

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from shim.jsonlines import STDERR, STDOUT
-from shim.logprogram import LIFE_S, LIVES_MAX, QUIET_S, READ_ON_S, READY_S, TERM_S, LogProgram
-from shim.pipes import make_fifo
-from shim.targets import parse
+from shim.core.pipes import make_fifo
+from shim.streams.jsonlines import STDERR, STDOUT
+from shim.streams.logprogram import LIFE_S, LIVES_MAX, QUIET_S, READ_ON_S, READY_S, TERM_S, LogProgram
+from shim.streams.targets import parse
 from tests.support.stage import Asked, Stage
 from ttrpc.errors import StatusError
 

@@ -9,15 +9,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shim import logs, records
-from shim.jsonlines import LineFormatter
-from shim.logfile import LogFile
-from shim.logread import TailSearch, search_time
-from shim.logs import LogFollower
-from shim.loop import Loop
-from shim.stamps import Stamper
-from shim.stdio import Stdio, StdioRequest
-from shim.targets import parse
+from shim.core.loop import Loop
+from shim.streams import logs, records
+from shim.streams.jsonlines import LineFormatter
+from shim.streams.logfile import LogFile
+from shim.streams.logread import TailSearch, search_time
+from shim.streams.logs import LogFollower
+from shim.streams.stamps import Stamper
+from shim.streams.stdio import Stdio, StdioRequest
+from shim.streams.targets import parse
 from tests.support.streams import FakeCall, child_output, play, turn, turn_until
 from ttrpc.api import shim as api
 from ttrpc.api import wkt

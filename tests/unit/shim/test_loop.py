@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from shim.lifecycle import FACTS, PARKED, REQUESTS, TRANSITIONS, IllegalFact, Lifecycle
-from shim.lock import Lock
-from shim.loop import SWEEP_MIN, Loop
-from shim.steps import DeadlinePassed, Fired, Readable, Signal, Sleep
+from shim.core.lock import Lock
+from shim.core.loop import SWEEP_MIN, Loop
+from shim.core.steps import DeadlinePassed, Fired, Readable, Signal, Sleep
+from shim.task.lifecycle import FACTS, PARKED, REQUESTS, TRANSITIONS, IllegalFact, Lifecycle
 
 
 class Clocked:

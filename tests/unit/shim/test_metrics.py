@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from shim import metrics
-from shim.cgroups import CgroupPaths
-from shim.metrics import _fill_network
+from shim.cgroup import metrics
+from shim.cgroup.cgroups import CgroupPaths
+from shim.cgroup.metrics import _fill_network
 from ttrpc.api import cgroups1, cgroups2
 from ttrpc.errors import StatusError
 from ttrpc.status import Code

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from shim import keeper_nursery
-from shim.keeper_births import Birth
-from shim.keeper_nursery import Nursery
-from shim.loop import Loop
-from shim.shimlog import ShimLog
+from shim.core.loop import Loop
+from shim.core.shimlog import ShimLog
+from shim.keeper import nursery as nurseries
+from shim.keeper.births import Birth
+from shim.keeper.nursery import Nursery
 
 
 class Barren:
@@ -48,7 +48,7 @@ class Asked(Birth):
 
 @pytest.fixture
 def nursery(tmp_path: os.PathLike[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Nursery]:
-    monkeypatch.setattr(keeper_nursery, "fork_template", lambda **_: Barren())
+    monkeypatch.setattr(nurseries, "fork_template", lambda **_: Barren())
     loop, log = Loop(), ShimLog(os.fspath(tmp_path), "keeper")
     made = Nursery(loop, os.fspath(tmp_path), log, lambda ward: None)
     yield made
@@ -79,7 +79,7 @@ def run_until(nursery: Nursery, birth: Asked) -> None:
 
 def test_who_hangs_up_lets_bundle_and_address_go_at_once(nursery: Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
     """It starts the shim by itself then, and would find the bundle held."""
-    monkeypatch.setattr(keeper_nursery, "BIRTH_S", 1000.0)
+    monkeypatch.setattr(nurseries, "BIRTH_S", 1000.0)
     birth, client = ask(nursery)
     other, stays = ask(nursery)
     client.close()
@@ -94,7 +94,7 @@ def test_who_hangs_up_lets_bundle_and_address_go_at_once(nursery: Nursery, monke
 
 
 def test_without_a_copy_in_time_the_asker_is_told(nursery: Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keeper_nursery, "BIRTH_S", 0.01)
+    monkeypatch.setattr(nurseries, "BIRTH_S", 0.01)
     birth, client = ask(nursery)
     run_until(nursery, birth)
 

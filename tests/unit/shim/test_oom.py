@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from shim.cgroups import CgroupPaths
-from shim.oom import OomWatch
+from shim.cgroup.cgroups import CgroupPaths
+from shim.cgroup.oom import OomWatch
 
 TREES = Path(__file__).parent / "trees"
 

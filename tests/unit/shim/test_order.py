@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from shim import creation, execs
-from shim.container import Container
-from shim.lifecycle import CREATED, PAUSED, RUNNING, STOPPED
-from shim.stdio import StdioRequest
-from shim.steps import Signal
+from shim.core.steps import Signal
+from shim.streams.stdio import StdioRequest
+from shim.task import creation, execs
+from shim.task.container import Container
+from shim.task.lifecycle import CREATED, PAUSED, RUNNING, STOPPED
 from tests.support.stage import Stage
 from ttrpc.api import task
 from ttrpc.errors import StatusError

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from shim import pins
+from shim.recovery import pins
 
 SOCKET = "0123456789abcdef" * 4
 

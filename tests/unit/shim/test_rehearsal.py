@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from shim import keeper_rehearsal
+from shim.keeper import rehearsal
 
 
 def test_only_what_nobody_holds_is_swept(tmp_path: "os.PathLike[str]", monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,10 +21,10 @@ def test_only_what_nobody_holds_is_swept(tmp_path: "os.PathLike[str]", monkeypat
         os.utime(path, (0, 0))
     fd = os.open(used, os.O_RDONLY)
     fcntl.flock(fd, fcntl.LOCK_EX)
-    monkeypatch.setattr(keeper_rehearsal, "MEMORY", parent)
+    monkeypatch.setattr(rehearsal, "MEMORY", parent)
     monkeypatch.setenv("SHIMD_KEEPER_LIVES", "0")
     try:
-        assert keeper_rehearsal.rehearse_in_memory(parent, []).startswith("0 lives rehearsed")
+        assert rehearsal.rehearse_in_memory(parent, []).startswith("0 lives rehearsed")
     finally:
         os.close(fd)
 

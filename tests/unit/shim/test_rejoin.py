@@ -10,16 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shim import launch, rejoin
+from shim import launch
 from shim.bundle import STATE_VERSION
-from shim.keeper_adoption import unpack_adoption
-from shim.keeper_looks import youngest
-from shim.keeper_spawn import Busy
-from shim.keeper_wire import BadRequest, verb_of
-from shim.loop import Loop
+from shim.core.loop import Loop
+from shim.keeper.adoption import unpack_adoption
+from shim.keeper.looks import youngest
+from shim.keeper.spawn import Busy
+from shim.keeper.wire import BadRequest, verb_of
 from shim.params import Params
-from shim.rejoin import PAUSE_MAX_S, Rejoin, find_keeper, pack_adoption
-from shim.spares import Spares
+from shim.recovery import rejoin
+from shim.recovery.rejoin import PAUSE_MAX_S, Rejoin, find_keeper, pack_adoption
+from shim.recovery.spares import Spares
 from tests.support.stage import StagedLog
 
 TEXTS = st.text(st.characters(exclude_characters="\0"))  # lone surrogates too: that is how bytes that are no text come

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from shim import creation, restarting
-from shim.container import Container
-from shim.lifecycle import DELETED, RUNNING, STOPPED
-from shim.restarting import CREATING, DELETING, STARTING, Restart
+from shim.task import creation, restarting
+from shim.task.container import Container
+from shim.task.lifecycle import DELETED, RUNNING, STOPPED
+from shim.task.restarting import CREATING, DELETING, STARTING, Restart
 from tests.support.stage import Stage
 from ttrpc.api import shim, task
 from ttrpc.errors import StatusError

@@ -2,8 +2,8 @@
 
 import pytest
 
-from shim.creation import create_arguments, shares_pid_namespace
-from shim.runc import (
+from shim.task.creation import create_arguments, shares_pid_namespace
+from shim.task.runc import (
     Runc,
     check_binary,
     checkpoint_arguments,

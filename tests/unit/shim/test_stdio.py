@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from shim import pumps
-from shim.loop import Loop
-from shim.pipes import waiting_bytes
-from shim.stdio import Stdio, StdioRequest
+from shim.core.loop import Loop
+from shim.core.pipes import waiting_bytes
+from shim.streams import pumps
+from shim.streams.stdio import Stdio, StdioRequest
 from tests.support.streams import FakeCall, child_output, play, turn, turn_until
 from ttrpc.api import shim as api
 from ttrpc.errors import StatusError

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shim.targets import ATTACH, BINARY, CLIENT, DEFAULT_MAX_FILES, FILE, LOG, NOTHING, Target, parse, parse_all
+from shim.streams.targets import ATTACH, BINARY, CLIENT, DEFAULT_MAX_FILES, FILE, LOG, NOTHING, Target, parse, parse_all
 from ttrpc.errors import StatusError
 from ttrpc.status import Code
 

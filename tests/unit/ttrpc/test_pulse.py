@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from shim import kernel
-from shim.loop import Loop
-from shim.pulse import Pulse
+from shim.core import kernel
+from shim.core.loop import Loop
+from shim.core.pulse import Pulse
 from ttrpc.api import pulse
 
 ME = os.getpid()

@@ -1,0 +1,368 @@
+"""What the keeper does: it forks for who asks, and reaps. One poll loop, no threads, a bounded number of clients."""
+
+import errno
+import os
+import signal
+import socket
+import time
+
+from shim import faults
+from shim.core import kernel
+from shim.core.loop import READ, Loop
+from shim.core.reaper import wait_status
+from shim.core.shimlog import ShimLog
+from shim.core.wakeup import Wakeup
+from shim.keeper.adoption import adopt
+from shim.keeper.births import REFUSALS, Birth, Succession, refuse
+from shim.keeper.copy import MESSAGE_MAX_BYTES
+from shim.keeper.looks import children, has_children, inode_of, younger_sibling
+from shim.keeper.nursery import Nursery
+from shim.keeper.orphans import Orphans
+from shim.keeper.peer import Manners
+from shim.keeper.pulse import PulseWatch, limits_of
+from shim.keeper.wards import Ward, take_fds
+from shim.keeper.wire import BadRequest, pack_answer, verb_of
+from shim.launch import ADOPT, OK, STALE, WATCH
+from ttrpc.peer import check_peer
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from shim.core.loop import Timer
+    from shim.keeper.code import Edition
+    from shim.keeper.peer import World
+
+# A client sends its request as soon as it is connected; this many may be in between, each for so long.
+CLIENTS_MAX, REQUEST_S = 64, 5.0
+ACCEPTS_PER_TURN = 16
+FDS_MAX = 8  # of a request; an adoption has two
+WATCHERS_MAX = 16  # who wait for our end: a daemon, a test
+NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+NO_ROOM_S = 0.1
+# How often a keeper looks whether it can still be reached, and how long one with a younger sibling waits to be asked.
+LOOK_S, UNUSED_S = 60.0, 600.0
+# Of one that retires: how often it looks whether anybody is left.
+AGAIN_S = 1.0
+
+
+class Keeper:
+    """Owns the listener, its path while that is its own, the clients, and every child from fork to wait.
+
+    `shims` are our children by pid, `adopted` those that some other keeper or a `start` had forked.
+    A keeper that is `retiring` forks no more, and ends with its last child.
+    """
+
+    def __init__(self, listener_fd: int, path: str, edition: "Edition", world: "World", log: ShimLog) -> None:
+        kernel.name_process("shimd-keeper", f"shimd-keeper {path}")
+        self.path = path
+        self.edition = edition
+        self.log = log
+        self.world = world
+        self.orphans = Orphans(kernel.boot_id())
+        self.shims: dict[int, Ward] = {}
+        self.adopted: dict[int, Ward] = {}
+        self.resting = 0  # successors that are raised a little later
+        self.clients: dict[socket.socket, Timer] = {}
+        self.watchers: set[socket.socket] = set()
+        self.is_retiring = False
+        self.asked_at_s = time.monotonic()
+        self.inode = inode_of(path)
+        self.listener = socket.socket(fileno=listener_fd)
+        self.listener.setblocking(False)
+        self.listener.set_inheritable(False)
+        self.loop = Loop()
+        self.loop.on_error = lambda error: self.log.failure("a callback fails", error)
+        self.wakeup = Wakeup(
+            self.loop, {signal.SIGCHLD: self.reap, signal.SIGTERM: self._told_to_end, signal.SIGINT: self._told_to_end}
+        )
+        self.loop.register(self.listener.fileno(), READ, self._accept)
+        self.nursery = Nursery(self.loop, os.path.dirname(path), self.log, self._look_after)
+        self.pulses = PulseWatch(self.loop, self.wards, self.log, limits_of(os.environ))
+        self.loop.call_later(LOOK_S, self._look)
+
+    def wards(self) -> "dict[int, Ward]":
+        """Every shim that lives and is looked after, by its pid."""
+        return {**self.shims, **self.adopted}
+
+    def run(self) -> None:
+        """Blocks: until told to end, or no longer wanted."""
+        self.loop.run()
+
+    # --- requests
+
+    def _accept(self, _mask: int) -> None:
+        for _ in range(ACCEPTS_PER_TURN):
+            try:
+                connection, _ = self.listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in NO_ROOM:
+                    self._rest()
+                return
+            if len(self.clients) >= CLIENTS_MAX:
+                self._give_up(next(iter(self.clients)))  # who has said nothing for longest
+            connection.setblocking(False)
+            self._expect(connection)
+            self._read(connection)
+
+    def _rest(self) -> None:
+        """The listener stays readable while we cannot accept: without a pause the loop would spin."""
+        fd = self.listener.fileno()
+        self.loop.modify(fd, 0)
+        self.loop.call_later(NO_ROOM_S, lambda: self.loop.modify(fd, READ))
+
+    def _expect(self, connection: socket.socket) -> None:
+        self.clients[connection] = self.loop.call_later(REQUEST_S, lambda: self._give_up(connection))
+        self.loop.register(connection.fileno(), READ, lambda _mask: self._read(connection))
+
+    def _give_up(self, connection: socket.socket) -> None:
+        self._take(connection)
+        connection.close()
+
+    def _take(self, connection: socket.socket) -> None:
+        """A client's turn has come, or it is given up: nothing more is expected of it."""
+        self.clients.pop(connection).cancel()
+        self.loop.unregister(connection.fileno())
+
+    def _read(self, connection: socket.socket) -> None:
+        fds: list[int] = []
+        try:
+            room = socket.CMSG_SPACE(FDS_MAX * 4)
+            message, ancillary, _flags, _address = connection.recvmsg(MESSAGE_MAX_BYTES, room, socket.MSG_CMSG_CLOEXEC)
+            fds = take_fds(ancillary)
+        except BlockingIOError:
+            return
+        except OSError:
+            message = b""
+        self._take(connection)
+        if not message or not self._serve(message, fds, connection):
+            connection.close()
+        for fd in fds:  # who took them has emptied the list
+            os.close(fd)
+
+    def _serve(self, message: bytes, fds: "list[int]", connection: socket.socket) -> bool:
+        """Answer a request, or have it answered as soon as there is a copy to be the shim.
+
+        The value is true when the connection lives on, and is whose it is by then.
+        """
+        self.asked_at_s = time.monotonic()
+        try:
+            check_peer(connection)
+        except OSError as error:
+            self.log.warning(str(error))
+            return False
+        try:
+            changed = self.edition.changed()
+            if changed:
+                self._retire(f"{changed} has changed")
+            if self.is_retiring:
+                connection.send(pack_answer(STALE, "it is out of date"))
+                return False
+            verb = verb_of(message)
+            if verb == WATCH:
+                return self._let_watch(connection)
+            if verb == ADOPT:
+                return self._adopt(adopt(message, fds, connection, self.world), fds)
+            birth = Birth(message, connection, self.world)
+        except REFUSALS as error:
+            refuse(connection, error)
+            return False
+        self.nursery.expect(birth)
+        return True
+
+    def _let_watch(self, connection: socket.socket) -> bool:
+        """It is told our end, or that we forked no more, by the end of the connection. Raises: BadRequest, OSError."""
+        if len(self.watchers) >= WATCHERS_MAX:
+            raise BadRequest(f"{WATCHERS_MAX} watch already")
+        connection.send(pack_answer(OK, str(os.getpid())))
+        self.watchers.add(connection)
+        self.loop.register(connection.fileno(), READ, lambda _mask: self._end_watch(connection))
+        return True
+
+    def _end_watch(self, connection: socket.socket) -> None:
+        self.watchers.discard(connection)
+        self.loop.unregister(connection.fileno())
+        connection.close()
+
+    # --- shims
+
+    def _adopt(self, ward: Ward, fds: "list[int]") -> bool:
+        """Look after a shim that is not our child, or is and had lost us. The answer binds both.
+
+        Order: who gave up asking has shut its reading half, and then nothing was done.
+        """
+        try:
+            ward.channel.send(pack_answer(OK, str(os.getpid())))
+        except OSError as error:
+            self.log.warning(f"shim {ward.pid} of {ward.bundle} does not want to be looked after any more: {error}")
+            ward.spares.clear()  # the caller's still
+            ward.close()
+            return True
+        fds.clear()
+        is_child = ward.pid in self.shims
+        before = self.shims.pop(ward.pid, None) or self.adopted.pop(ward.pid, None)
+        if before is not None:
+            self.loop.unregister(before.pidfd)
+            self.loop.unregister(before.channel.fileno())
+            before.close()
+        if is_child:
+            ward.forget_pidfd()
+        else:
+            self.adopted[ward.pid] = ward
+            self.loop.register(ward.pidfd, READ, lambda _mask: self._adopted_ended(ward))
+        self._watch(ward, self.shims if is_child else self.adopted)
+        ward.is_new = True
+        return True
+
+    def _adopted_ended(self, ward: Ward) -> None:
+        """How, the kernel tells later or never: who did not say before that it ends was killed."""
+        self.loop.unregister(ward.pidfd)
+        del self.adopted[ward.pid]
+        ward.forget_pidfd()
+        self._shim_ended(ward, signal.SIGKILL, is_adopted=True)
+        self.loop.call_soon(self._end_if_done)
+
+    def _look_after(self, ward: Ward) -> None:
+        """A shim was born, or a successor."""
+        self._watch(ward, self.shims)
+
+    def _watch(self, ward: Ward, among: "dict[int, Ward]") -> None:
+        ward.report = self.log.warning
+        among[ward.pid] = ward
+        self.loop.register(ward.channel.fileno(), READ, lambda _mask: self._hear(ward))
+
+    def _hear(self, ward: Ward) -> None:
+        """A shim says something, or is dead: then SIGCHLD says more."""
+        if not ward.read():
+            self.loop.unregister(ward.channel.fileno())
+        elif ward.is_new and ward.is_settled:  # from here on nothing of it is lost with it
+            ward.is_new = False
+            self.log.info(f"looking after shim {ward.pid} of {ward.bundle}, which was not forked here")
+
+    def _shim_ended(self, ward: Ward, status: int, *, is_adopted: bool = False) -> None:
+        """A child's: its container's processes are ours now, and itself is a zombie still."""
+        self.loop.unregister(ward.channel.fileno())
+        ward.read()
+        ward.channel.close()
+        self.orphans.expect(ward.pid, ward.bundle)
+        if status != 0:
+            self.log.warning(f"shim {ward.pid} of {ward.bundle} ended with wait status {status}")
+        pause_s = ward.next_pause_s(status) if status != 0 and ward.wants_successor() else None
+        if pause_s is None:
+            if status != 0 and ward.wants_successor():
+                self.log.error(f"no shim can take over in {ward.bundle}: it is given up")
+            ward.let_go()
+            return
+        self.log.info(f"raising a successor in {ward.bundle}")
+        faults.point("keeper.shim_ended")
+        if not is_adopted:  # else its pid may be another's by now
+            try:
+                ward.manners = Manners(ward.pid)
+            except OSError as error:
+                self.log.warning(f"shim {ward.pid} of {ward.bundle} left no limits: {error}")
+        self.resting += 1
+        self.loop.call_later(pause_s, lambda: self._raise(ward))
+
+    def _raise(self, ward: Ward) -> None:
+        self.resting -= 1
+        self.nursery.expect_successor(Succession(ward, self.log.error))
+
+    # --- children
+
+    def reap(self) -> None:
+        """Take every child that ended: shims first, so that it is known whose processes the others were."""
+        while (found := self._next_ended()) is not None:
+            pid, status = found
+            ward = self.shims.pop(pid, None)
+            if ward is not None:
+                self._shim_ended(ward, status)
+            elif not self.nursery.ended(pid, status):
+                self._note(pid, status)
+                faults.point("keeper.noted")
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
+        self.loop.call_soon(self._end_if_done)
+
+    def _next_ended(self) -> "tuple[int, int] | None":
+        """A child that ended and its wait status; it is still a zombie."""
+        try:
+            found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if found is not None and found.si_pid not in self.shims:
+                for pid in self.shims:
+                    found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) or found
+        except ChildProcessError:
+            return None
+        return None if found is None else (found.si_pid, wait_status(found.si_code, found.si_status))
+
+    def _note(self, pid: int, status: int) -> None:
+        try:
+            bundle = self.orphans.note(pid, status)
+        except OSError as error:
+            self.log.error(f"how process {pid} ended, wait status {status}, cannot be noted: {error}")
+            return
+        if bundle:
+            self.log.info(f"process {pid} of {bundle}, whose shim is dead, ended with wait status {status}")
+
+    # --- the end
+
+    def _told_to_end(self) -> None:
+        self.log.info("told to end")
+        self.unlink()
+        self.loop.stop()
+
+    def _retire(self, why: str) -> None:
+        if not self.is_retiring:
+            self.log.info(f"retiring with {len(self.shims) + len(self.adopted)} shims: {why}")
+            self.is_retiring = True
+            self.unlink()
+            for connection in tuple(self.watchers):
+                self._end_watch(connection)
+            self._look_again()
+
+    def _look_again(self) -> None:
+        self._end_if_done()
+        self.loop.call_later(AGAIN_S, self._look_again)
+
+    def _end_if_done(self) -> None:
+        """When retiring, end with the last child; copies wait as long as there may be a successor to raise."""
+        if not self.is_retiring:
+            return
+        if not (self.shims or self.adopted or self.resting) and children() <= self.nursery.pids():
+            self.nursery.dismiss()
+        if not (has_children() or self.adopted):
+            self.log.info("the last child is gone")
+            self.loop.stop()
+
+    def _look(self) -> None:
+        """Retire when nobody can reach us, or nobody wants to since a younger keeper is there."""
+        self.loop.call_later(LOOK_S, self._look)
+        if inode_of(self.path) != self.inode:
+            self._retire("its socket is gone, or another's")
+        elif time.monotonic() - self.asked_at_s > UNUSED_S and not self._is_wanted():
+            younger = younger_sibling(self.path)
+            if younger:
+                self._retire(f"unused since {younger} is there")
+
+    def _is_wanted(self) -> bool:
+        return bool(self.watchers or self.adopted) or not children() <= self.nursery.pids()
+
+    def unlink(self) -> None:
+        """Take the socket's name away, if it is still our socket's."""
+        if self.inode is not None and inode_of(self.path) == self.inode:
+            os.unlink(self.path)
+
+    def close(self) -> None:
+        self.unlink()
+        self.wakeup.close()
+        self.listener.close()
+        self.nursery.close()
+        for ward in self.wards().values():
+            ward.close()
+        for connection in (*self.clients, *self.watchers):
+            connection.close()
+        self.loop.close()
+        self.log.close()
+
+
+def open_log(path: str) -> ShimLog:
+    """The log of the keepers of one directory."""
+    return ShimLog(os.path.dirname(path), f"keeper-{os.getpid()}", name="keeper.log")

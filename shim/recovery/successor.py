@@ -1,0 +1,95 @@
+"""What a shim finds of one before it in its bundle, and whether it is to take that one's container over."""
+
+import json
+import os
+import signal
+
+from shim.bundle import Bundle, read_file
+from shim.core import kernel
+from shim.core.steps import DeadlinePassed, Readable
+from shim.task.lifecycle import DELETED
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+    from shim.core.steps import Handler
+    from shim.params import Params
+    from shim.serving.parts import Parts
+
+# Whoever is going to remove a bundle puts this there first: then no shim is raised in it any more.
+DOOMED = "doomed"
+# A runtime call the dead shim had begun goes on without it, and is waited for; most take 50 ms. Then it is killed.
+RUNTIME_S, KILLED_S = 10.0, 5.0
+
+
+def find_task(params: "Params", boot_id: str, *, is_raised: bool) -> "dict[str, Any] | None":
+    """The state of the task this shim is to take over; None when there is none, or the bundle is to be removed.
+
+    A deleted one is taken over only by a shim the keeper raises: there may be events nobody was told of. Whoever calls
+    `start` then wants a new task.
+    """
+    bundle = Bundle(params.bundle)
+    state = bundle.read_state()
+    if state is None or os.path.lexists(bundle.file(DOOMED)):
+        return None
+    identity = {"boot_id": boot_id, "namespace": params.namespace, "id": params.id}
+    if any(state.get(name) != value for name, value in identity.items()):
+        return None
+    return state if is_raised or state.get("state") != DELETED else None
+
+
+def is_locked(path: str, lock_fd: int) -> bool:
+    """Whether the bundle at a path is the very directory this lock holds, not another that took its name meanwhile."""
+    try:
+        return os.path.samestat(os.fstat(lock_fd), os.stat(path))
+    except OSError:
+        return False
+
+
+def read_exec_states(bundle: Bundle) -> "Iterator[dict[str, Any]]":
+    """What is on disk of each exec."""
+    for name in sorted(os.listdir(bundle.execs_dir)):
+        if name.endswith(".state.json"):
+            yield json.loads(read_file(bundle.file("execs", name)))
+
+
+def wait_for_runtimes(parts: "Parts", session: int, but: "set[int]") -> "Handler":
+    """Let runtime calls of a dead shim come to their end, ``but`` these; what takes too long is killed."""
+    for pid in list(left_by(session, parts.bundle.path)):
+        pidfd = kernel.open_pidfd(pid) if pid not in but else None
+        if pidfd is None:
+            continue
+        try:
+            if pid not in left_by(session, parts.bundle.path):
+                continue  # its pid may have been another's when we looked
+            parts.log.info(f"waiting for process {pid}, which the shim before this one had started")
+            try:
+                yield Readable(pidfd, deadline_s=RUNTIME_S)
+            except DeadlinePassed:
+                parts.log.warning(f"process {pid} is killed: not done within {RUNTIME_S:g} s")
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                yield Readable(pidfd, deadline_s=KILLED_S)
+        except (DeadlinePassed, ProcessLookupError):
+            pass
+        finally:
+            os.close(pidfd)
+
+
+def left_by(session: int, bundle: str) -> "Iterator[int]":
+    """Processes of a dead shim's session that work in its bundle: `runc`, and what that runs until it is done.
+
+    A container's processes have another session and see another root. Source: proc_pid_stat(5), fields 3 and 6.
+    """
+    for name in os.listdir("/proc"):
+        if not name.isdigit() or int(name) == os.getpid():
+            continue
+        try:
+            with open(f"/proc/{name}/stat", "rb") as file:
+                text = file.read()
+            fields = text[text.rindex(b")") + 2 :].split()
+            if int(fields[3]) == session and fields[0] != b"Z" and os.readlink(f"/proc/{name}/cwd") == bundle:
+                yield int(name)
+        except OSError:
+            continue

@@ -1,0 +1,105 @@
+"""A process's terminal: the socket on which the runtime hands over the pty master, and the master's size."""
+
+import contextlib
+import fcntl
+import os
+import socket
+import stat
+import struct
+import termios
+from array import array
+
+from shim import errors
+from shim.core.steps import DeadlinePassed, Readable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from shim.core.steps import Handler
+
+RECEIVE_DEADLINE_S = 30.0  # what containerd grants a runtime to send the master
+SUN_PATH_BYTES = 107  # unix(7): sun_path holds 108 with its zero byte
+
+# Where the socket's own directory is made; the first that exists. Bundles are often too deep for a socket's path.
+PARENTS = ("/run", "/tmp")  # noqa: S108 - the directory made in it is private: mode 0700 and a name of its own
+
+
+class ConsoleSocket:
+    """Owns a listening socket in a private directory, until the master came or `close`. Source: OCI runtime spec 1.0,
+    linux.md "console-socket"; runc docs/terminals.md: one SCM_RIGHTS message, the data is the terminal's name.
+    """
+
+    __slots__ = ("_directory", "_listener", "path")
+
+    def __init__(self) -> None:
+        parent = next(path for path in (*PARENTS, "/") if os.path.isdir(path) and os.access(path, os.W_OK))
+        self._directory = os.path.join(parent, "shimd-pty-" + os.urandom(8).hex())
+        os.mkdir(self._directory, 0o700)
+        self.path = os.path.join(self._directory, "s")
+        assert len(os.fsencode(self.path)) <= SUN_PATH_BYTES
+        self._listener: socket.socket | None = None
+        try:
+            self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+            self._listener.setblocking(False)
+            self._listener.bind(self.path)
+            self._listener.listen(1)
+        except BaseException:
+            self.close()
+            raise
+
+    def receive(self, deadline_s: float = RECEIVE_DEADLINE_S) -> "Handler":
+        """Wait for the runtime to send the master; answers with its fd, non-blocking.
+
+        Raises: StatusError FailedPrecondition when nothing comes, or something that is no terminal.
+        """
+        assert self._listener is not None, "the master is received once"
+        try:
+            yield Readable(self._listener.fileno(), deadline_s=deadline_s)
+            connection, _ = self._listener.accept()
+            with connection:
+                connection.setblocking(False)
+                yield Readable(connection.fileno(), deadline_s=deadline_s)
+                return take_master(connection)
+        except DeadlinePassed:
+            raise errors.failed_precondition(f"the runtime sent no terminal within {deadline_s:.0f} s") from None
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Stop listening and remove the directory. Idempotent."""
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.path)
+        with contextlib.suppress(FileNotFoundError):
+            os.rmdir(self._directory)
+
+
+def take_master(connection: socket.socket) -> int:
+    """Take the one fd of the message. Source: unix(7) SCM_RIGHTS; recvmsg(2) MSG_CMSG_CLOEXEC.
+
+    Raises: StatusError FailedPrecondition when the message holds no terminal; whatever else it held is closed.
+    """
+    room = socket.CMSG_SPACE(4 * array("i").itemsize)
+    _name, ancillary, _flags, _address = connection.recvmsg(4096, room, socket.MSG_CMSG_CLOEXEC)
+    fds = array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+    if len(fds) != 1 or not is_terminal(fds[0]):
+        for fd in fds:
+            os.close(fd)
+        raise errors.failed_precondition("the runtime sent no terminal on the console socket")
+    os.set_blocking(fds[0], False)
+    return fds[0]
+
+
+def is_terminal(fd: int) -> bool:
+    return stat.S_ISCHR(os.fstat(fd).st_mode) and os.isatty(fd)
+
+
+def set_size(master_fd: int, width: int, height: int) -> None:
+    """Tell the terminal its size; its foreground process group gets SIGWINCH. Source: ioctl_tty(2), TIOCSWINSZ."""
+    size = struct.pack("HHHH", min(height, 0xFFFF), min(width, 0xFFFF), 0, 0)
+    with contextlib.suppress(OSError):  # hung up: nobody is left who could care
+        fcntl.ioctl(master_fd, termios.TIOCSWINSZ, size)
