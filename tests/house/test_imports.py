@@ -16,6 +16,7 @@ PULLED_IN_ANYWAY = {"typing"}
 
 NOT_IN_SHIM = ("ttrpc.aio", "ttrpc.aio_client", "ttrpc.aio_server", "ttrpc.blocking")
 SHIM_PACKAGES = {"ttrpc", "shim", "google", "prctl", "cgroupspy"}
+UNDER_CORE = ("shim.core", "shim.bundle", "shim.errors", "shim.faults")
 SHARED_WITH_DAEMON = "shim.policy"  # pure arithmetic, imports nothing
 SANS_IO = {"ttrpc.frames", "ttrpc.streams", "ttrpc.connection", "ttrpc.status", "ttrpc.errors"}
 DOES_IO = {"socket", "select", "selectors", "ssl", "signal", "threading", "google", "time"}
@@ -55,6 +56,8 @@ def why_not(importer: str, name: str) -> str | None:
     if package(importer) == "shim":
         if top in COSTLY:
             return f"{top} costs every shim memory"
+        if top == "shim" and is_within(importer, "shim.core") and not any(is_within(name, it) for it in UNDER_CORE):
+            return "the core knows no container"
         if any(is_within(name, parent) for parent in NOT_IN_SHIM):
             return "a shim serves; it is nobody's client and has no trio"
         return None if stdlib or top in SHIM_PACKAGES else f"a shim runs on {', '.join(sorted(SHIM_PACKAGES))} alone"
