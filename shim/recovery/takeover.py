@@ -13,8 +13,6 @@ from shim.core.reaper import NotOurChild
 from shim.core.steps import Signal
 from shim.keeper import orphans
 from shim.recovery import pins
-from shim.recovery.pinning import pin, pin_again, unpin
-from shim.recovery.saving import save, save_and_tell
 from shim.recovery.successor import read_exec_states, wait_for_runtimes
 from shim.recovery.watching import watch
 from shim.streams.stdio import StdioRequest
@@ -22,7 +20,9 @@ from shim.task import creation, execs
 from shim.task.container import Container
 from shim.task.ending import exit_event, on_exit
 from shim.task.lifecycle import CREATED, CREATING, DELETED, PAUSED, RUNNING, STOPPED
+from shim.task.pinning import pin, pin_again, unpin
 from shim.task.process import Process
+from shim.task.saving import save, save_and_tell
 from shim.upgrade.carrying import put_back
 from ttrpc.api import events, wkt
 from ttrpc.api import runc as runc_api

@@ -25,9 +25,7 @@ from shim.core.wakeup import Wakeup
 from shim.keeper.looks import inode_of
 from shim.params import Params
 from shim.recovery import takeover
-from shim.recovery.pinning import unpin_left
 from shim.recovery.rejoin import Rejoin
-from shim.recovery.saving import save_process
 from shim.recovery.spares import LISTENER, LOCK, KeeperLink, Spares
 from shim.recovery.successor import find_task, is_locked
 from shim.serving.calls import Calls
@@ -42,6 +40,8 @@ from shim.serving.uplink import Uplink, plain_path
 from shim.streams.stdio import Stdio
 from shim.task.exits import ExitStore
 from shim.task.lifecycle import DELETED, STOPPED
+from shim.task.pinning import unpin_left
+from shim.task.saving import save_process
 from shim.upgrade.upgrading import Upgrade
 from shim.version import VERSION
 from ttrpc.loopdriver import LoopServer

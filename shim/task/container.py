@@ -12,11 +12,11 @@ from shim.core.lock import Lock
 from shim.core.reaper import NotOurChild
 from shim.core.steps import DeadlinePassed, Fired, Signal
 from shim.errors import failed_precondition, internal, not_found, unknown
-from shim.recovery.saving import save_and_tell
 from shim.task import mounts, runc
 from shim.task.ending import ENDING_S, execs_started, kill_everyone, thaw
 from shim.task.lifecycle import CREATED, CREATING, DELETED, PAUSED, RUNNING, STOPPED
 from shim.task.process import Process
+from shim.task.saving import save_and_tell
 from ttrpc.api import events, wkt
 from ttrpc.errors import StatusError
 

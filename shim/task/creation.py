@@ -5,10 +5,10 @@ import os
 from shim import faults
 from shim.bundle import remove
 from shim.errors import already_exists, unknown
-from shim.recovery.pinning import pin, unpin
-from shim.recovery.saving import save, save_and_tell
 from shim.task import mounts, runc
 from shim.task.ending import on_exit
+from shim.task.pinning import pin, unpin
+from shim.task.saving import save, save_and_tell
 from ttrpc.api import events
 from ttrpc.errors import StatusError
 

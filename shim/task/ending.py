@@ -8,11 +8,11 @@ from shim.bundle import remove
 from shim.cgroup import cgroups
 from shim.core.steps import DeadlinePassed, Fired, Sleep
 from shim.keeper import orphans
-from shim.recovery.pinning import unpin
-from shim.recovery.saving import save, save_exec
 from shim.task import runc
 from shim.task.exits import SOURCE_KEEPER, SOURCE_WAITID, Ended, Exit
 from shim.task.lifecycle import STOPPED
+from shim.task.pinning import unpin
+from shim.task.saving import save, save_exec
 from ttrpc.api import events, wkt
 from ttrpc.errors import StatusError
 

@@ -10,12 +10,12 @@ from shim.core import kernel
 from shim.core.reaper import NotOurChild
 from shim.core.steps import DeadlinePassed, Fired, Signal
 from shim.errors import already_exists, failed_precondition, invalid_argument, not_found, unknown
-from shim.recovery.pinning import pin
-from shim.recovery.saving import save_and_tell
 from shim.task import runc
 from shim.task.ending import ENDING_S, on_exit
 from shim.task.lifecycle import CREATED, PAUSED, RUNNING
+from shim.task.pinning import pin
 from shim.task.process import Process
+from shim.task.saving import save_and_tell
 from ttrpc.api import events
 
 TYPE_CHECKING = False

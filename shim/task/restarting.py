@@ -14,11 +14,11 @@ from shim.bundle import remove
 from shim.core.steps import Signal
 from shim.errors import invalid_argument
 from shim.policy import Backoff, Ended, Policy
-from shim.recovery.pinning import pin, unpin
-from shim.recovery.saving import save, save_and_tell
 from shim.task import creation, execs, runc
 from shim.task.lifecycle import CREATED, STOPPED
+from shim.task.pinning import pin, unpin
 from shim.task.process import Process
+from shim.task.saving import save, save_and_tell
 from ttrpc.api import events, shim, wkt
 from ttrpc.errors import StatusError
 

@@ -22,9 +22,9 @@ from shim.core.pipes import waiting_bytes
 from shim.core.steps import DeadlinePassed, Exited, Signal, Sleep, Spawn
 from shim.errors import failed_precondition, invalid_argument
 from shim.keeper.code import ABOVE
-from shim.recovery.saving import save, save_exec
 from shim.recovery.successor import DOOMED
 from shim.task.lifecycle import DELETED
+from shim.task.saving import save, save_exec
 from shim.upgrade import handover
 from shim.upgrade.carrying import carry, trouble
 from shim.version import VERSION
