@@ -105,6 +105,10 @@ def _is_paused(tasks: "TaskService", _request: "Any") -> bool:
     return tasks.container is not None and tasks.container.state == PAUSED
 
 
+def _can_checkpoint(tasks: "TaskService", _request: "Any") -> bool:
+    return tasks.container is not None and tasks.container.init.lifecycle.may("checkpoint")
+
+
 # --- was it done?
 
 
@@ -191,6 +195,6 @@ _RULES: "dict[str, tuple[Before, After]]" = {
     "Kill": (_can_kill, _killed),
     "Pause": (_is_running, _paused),
     "Resume": (_is_paused, _resumed),
-    "Checkpoint": (_is_running, _checkpointed),
+    "Checkpoint": (_can_checkpoint, _checkpointed),
     "Upgrade": (_can_upgrade, _upgraded),
 }

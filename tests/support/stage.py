@@ -6,6 +6,7 @@ stage.write_pid(11)                                  runc wrote the pid file
 stage.ends(pid, 0)                                   runc ends, the handler goes on
 """
 
+import json
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -20,11 +21,14 @@ from shim.params import Params
 from shim.serving.journal import Cursor, Journal
 from shim.serving.parts import Parts
 from shim.streams.stdio import StdioRequest
+from shim.task import creation, execs
 from shim.task.container import Container
 from shim.task.exits import Exit, ExitStore
-from ttrpc.api import runc, shim
+from ttrpc.api import runc, shim, task
 
 RUNC_PID = 1000  # of the first call; pids of the container are below
+INIT, EXEC = 11, 21
+PROCESS = json.dumps({"args": ["true"], "cwd": "/"}).encode()
 
 
 class StagedReaper:
@@ -300,3 +304,31 @@ class Asked:
         if self.error is not None:
             raise self.error
         return self.value
+
+
+# --- acts that many plays begin with
+
+
+def created(stage: Stage, **options: Any) -> Container:
+    container = stage.container(**options)
+    asked = stage.ask(creation.create(container, task.CreateTaskRequest(id="c1")))
+    stage.write_pid(INIT)
+    stage.does("create")
+    assert asked.result() == INIT
+    return container
+
+
+def started(stage: Stage, **options: Any) -> Container:
+    container = created(stage, **options)
+    asked = stage.ask(container.start())
+    stage.does("start")
+    assert asked.result() == INIT
+    return container
+
+
+def with_exec(stage: Stage, container: Container, exec_id: str = "e1", pid: int = EXEC) -> None:
+    execs.add(container, exec_id, StdioRequest(), PROCESS)
+    asked = stage.ask(execs.start(container, container.execs[exec_id]))
+    stage.write_pid(pid, exec_id)
+    stage.does("exec")
+    assert asked.result() == pid

@@ -1,6 +1,5 @@
 """The order in which a container's facts are told, whatever order they happen in; the test plays runc and kernel."""
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,15 +8,11 @@ import pytest
 from shim.core.steps import Signal
 from shim.streams.stdio import StdioRequest
 from shim.task import creation, execs
-from shim.task.container import Container
 from shim.task.lifecycle import CREATED, PAUSED, RUNNING, STOPPED
-from tests.support.stage import Stage
+from tests.support.stage import EXEC, INIT, PROCESS, Stage, created, started, with_exec
 from ttrpc.api import task
 from ttrpc.errors import StatusError
 from ttrpc.status import Code
-
-INIT, EXEC = 11, 21
-PROCESS = json.dumps({"args": ["true"], "cwd": "/"}).encode()
 
 
 @pytest.fixture
@@ -25,31 +20,6 @@ def stage(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
     made = Stage(str(tmp_path), monkeypatch)
     yield made
     made.close()
-
-
-def created(stage: Stage, **options: Any) -> Container:
-    container = stage.container(**options)
-    asked = stage.ask(creation.create(container, task.CreateTaskRequest(id="c1")))
-    stage.write_pid(INIT)
-    stage.does("create")
-    assert asked.result() == INIT
-    return container
-
-
-def started(stage: Stage, **options: Any) -> Container:
-    container = created(stage, **options)
-    asked = stage.ask(container.start())
-    stage.does("start")
-    assert asked.result() == INIT
-    return container
-
-
-def with_exec(stage: Stage, container: Container, exec_id: str = "e1", pid: int = EXEC) -> None:
-    execs.add(container, exec_id, StdioRequest(), PROCESS)
-    asked = stage.ask(execs.start(container, container.execs[exec_id]))
-    stage.write_pid(pid, exec_id)
-    stage.does("exec")
-    assert asked.result() == pid
 
 
 # --- create
