@@ -94,9 +94,24 @@ def publish(params: Params, pid: int) -> str:
         os.unlink(os.path.join(params.bundle, "ended"))  # an earlier shim's last word
     except FileNotFoundError:
         pass
-    _write(os.path.join(params.bundle, "shim.pid"), str(pid))
+    publish_pid(params.bundle, pid)
     _write(os.path.join(params.bundle, "address"), address)
     return address
+
+
+def publish_pid(bundle: str, pid: int) -> None:
+    """Write the bundle's `shim.pid`; on a full disk over the one that is there, whose room it has. Raises: OSError."""
+    path = os.path.join(bundle, "shim.pid")
+    try:
+        _write(path, str(pid))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not os.path.lexists(path):
+            raise
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            os.pwrite(fd, str(pid).ljust(os.fstat(fd).st_size).encode(), 0)
+        finally:
+            os.close(fd)
 
 
 def _become_shim(
@@ -221,6 +236,11 @@ def join_cgroup(path: str, pid: int) -> None:
 
 def _write(path: str, text: str) -> None:
     temporary = path + ".new"
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-    os.rename(temporary, path)
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.rename(temporary, path)
+    except OSError:
+        if os.path.lexists(temporary):
+            os.unlink(temporary)
+        raise

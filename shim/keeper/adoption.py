@@ -111,7 +111,12 @@ def check_identity(params: Params, pid: int, listener_fd: int, lock_fd: int) -> 
         raise Different(f"another shim holds {params.bundle}") from None
     if read_pid(params.bundle) not in (0, pid):
         raise Different(f"the shim of {params.bundle} is another process than {pid}")
-    listener = socket.socket(fileno=os.dup(listener_fd))
+    copy_fd = os.dup(listener_fd)
+    try:
+        listener = socket.socket(fileno=copy_fd)
+    except OSError:
+        os.close(copy_fd)
+        raise
     with listener:
         is_listening = listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
         if listener.family != socket.AF_UNIX or not is_listening or listener.getsockname() != params.socket_path:

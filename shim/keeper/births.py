@@ -105,9 +105,10 @@ class Birth:
 class Succession:
     """A shim that died and is to be followed by a copy. Nobody else waits for it, so it can wait long."""
 
-    def __init__(self, ward: "Ward", report: "Callable[[str], None]") -> None:
+    def __init__(self, ward: "Ward", report: "Callable[[str], None]", again: "Callable[[Ward], None]") -> None:
         self.ward = ward
         self._report = report
+        self._again = again
 
     def complete(self, spare: "socket.socket", pid: int) -> "Ward | None":
         """Make a waiting copy the successor. Raises: one of REFUSALS."""
@@ -116,7 +117,7 @@ class Succession:
             ward.let_go()
             return None
         self._adapt(pid)
-        start.publish(ward.params, pid)
+        start.publish_pid(ward.bundle, pid)
         changes = differences(dict(os.environ), ward.params.environment)
         passed = ward.passed
         fds = [ward.spares[LISTENER], ward.spares[LOCK], *passed.values()]
@@ -142,11 +143,14 @@ class Succession:
             self._report(f"shim {pid} of {ward.bundle} is not as the one before it was: {error}")
 
     def refuse(self, why: BaseException) -> None:
-        """A copy could not be made the successor."""
+        """A copy could not be made the successor: nobody but us can raise one, and what hinders it may pass."""
+        self._report(f"no successor in {self.ward.bundle} yet: {why}")
+        self._again(self.ward)
+
+    def give_up(self, why: BaseException) -> None:
+        """There will be none."""
         self._report(f"no successor in {self.ward.bundle}: {why}")
         self.ward.close()
-
-    give_up = refuse
 
 
 def differences(present: "dict[str, str]", wanted: "dict[str, str]") -> "Changes":

@@ -4,6 +4,7 @@ Best effort: where nothing can be done the keeper stays where it was started, as
 """
 
 import os
+import resource
 import select
 import signal
 
@@ -37,6 +38,12 @@ def move_out(name: str, *, systemd_runs: str = SYSTEMD_RUNS, mountinfo: str = "/
         return _ask_systemd(name)
     joined = [root for root in hierarchies(mountinfo) if _join(root, name)]
     return f"in cgroup /{name} of {len(joined)} hierarchies"
+
+
+def raise_fd_limit() -> None:
+    """Take as many fds as we may have: the spares of all shims are here. A shim gets its caller's limit (Manners)."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def hierarchies(mountinfo: str) -> "Iterator[str]":

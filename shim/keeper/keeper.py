@@ -15,12 +15,12 @@ from shim.core.wakeup import Wakeup
 from shim.keeper.adoption import adopt
 from shim.keeper.births import REFUSALS, Birth, Succession, refuse
 from shim.keeper.copy import MESSAGE_MAX_BYTES
-from shim.keeper.looks import children, has_children, inode_of, younger_sibling
+from shim.keeper.looks import children, ended_child, has_children, inode_of, younger_sibling
 from shim.keeper.nursery import Nursery
 from shim.keeper.orphans import Orphans
 from shim.keeper.peer import Manners
 from shim.keeper.pulse import PulseWatch, limits_of
-from shim.keeper.wards import Ward, take_fds
+from shim.keeper.wards import PAUSE_MAX_S, Ward, take_fds
 from shim.keeper.wire import BadRequest, pack_answer, verb_of
 from shim.launch import ADOPT, OK, STALE, WATCH
 from ttrpc.peer import check_peer
@@ -247,9 +247,10 @@ class Keeper:
         self.orphans.expect(ward.pid, ward.bundle)
         if status != 0:
             self.log.warning(f"shim {ward.pid} of {ward.bundle} ended with wait status {status}")
-        pause_s = ward.next_pause_s(status) if status != 0 and ward.wants_successor() else None
+        is_wanted = status != 0 and ward.wants_successor()
+        pause_s = ward.next_pause_s(status) if is_wanted else None
         if pause_s is None:
-            if status != 0 and ward.wants_successor():
+            if is_wanted:
                 self.log.error(f"no shim can take over in {ward.bundle}: it is given up")
             ward.let_go()
             return
@@ -260,12 +261,16 @@ class Keeper:
                 ward.manners = Manners(ward.pid)
             except OSError as error:
                 self.log.warning(f"shim {ward.pid} of {ward.bundle} left no limits: {error}")
+        self._raise_in(pause_s, ward)
+
+    def _raise_in(self, pause_s: float, ward: Ward) -> None:
         self.resting += 1
         self.loop.call_later(pause_s, lambda: self._raise(ward))
 
     def _raise(self, ward: Ward) -> None:
         self.resting -= 1
-        self.nursery.expect_successor(Succession(ward, self.log.error))
+        again = lambda ward: self._raise_in(PAUSE_MAX_S, ward)  # noqa: E731
+        self.nursery.expect_successor(Succession(ward, self.log.error, again))
 
     # --- children
 
@@ -286,12 +291,13 @@ class Keeper:
         """A child that ended and its wait status; it is still a zombie."""
         try:
             found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            if found is not None and found.si_pid not in self.shims:
-                for pid in self.shims:
-                    found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) or found
         except ChildProcessError:
             return None
-        return None if found is None else (found.si_pid, wait_status(found.si_code, found.si_status))
+        if found is None:
+            return None
+        if found.si_pid not in self.shims:
+            found = next(filter(None, map(ended_child, self.shims)), found)
+        return found.si_pid, wait_status(found.si_code, found.si_status)
 
     def _note(self, pid: int, status: int) -> None:
         try:
@@ -326,7 +332,8 @@ class Keeper:
         """When retiring, end with the last child; copies wait as long as there may be a successor to raise."""
         if not self.is_retiring:
             return
-        if not (self.shims or self.adopted or self.resting) and children() <= self.nursery.pids():
+        is_busy = self.shims or self.adopted or self.resting or self.nursery.births
+        if not is_busy and children() <= self.nursery.pids():
             self.nursery.dismiss()
         if not (has_children() or self.adopted):
             self.log.info("the last child is gone")

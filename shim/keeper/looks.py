@@ -19,6 +19,14 @@ def has_children() -> bool:
     return True
 
 
+def ended_child(pid: int) -> "os.waitid_result | None":
+    """How a child ended that is a zombie; None of any other process: also of a copy whose parent is about to end."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return None
+
+
 def children() -> "set[int]":
     """Our children, zombies among them. Source: proc_pid_task_tid_children(5), CONFIG_PROC_CHILDREN."""
     try:

@@ -30,6 +30,7 @@ def main() -> int:
     os.umask(0o022)
     faults.arm(os.environ)
     edition = Edition()
+    home.raise_fd_limit()
     words = home.move_out(os.environ.get("SHIMD_KEEPER_CGROUP", home.NAME))
     preload()
     from shim.actions.start import close_all_but

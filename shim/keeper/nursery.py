@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 # Copies that wait to be shims: what has to be forked for a `start` is forked before it.
 SPARES = 2
 COPY_AGAIN_S = 0.1  # after a copy died by itself
+# A template forks in milliseconds. One that has not for so long is stopped or stuck, and successors wait for it.
+STUCK_S = 10.0
 # How long a request may wait for a copy: less than who asked waits (launch.ANSWER_S), who is to find bundle and address
 # free then.
 BIRTH_S = 1.5
@@ -38,8 +40,9 @@ class Nursery:
         self.on_birth = on_birth
         self.is_dismissed = False
         self.templates: dict[int, Template] = {}
-        self.coming: set[socket.socket] = set()  # copies that were ordered
+        self.coming: dict[socket.socket, Timer] = {}  # copies that were ordered, and when they are late
         self.spares: dict[socket.socket, int] = {}  # copies that wait, and their pids
+        self._again: Timer | None = None
         self.births: dict[Birth | Succession, Timer | None] = {}  # in the order they were asked for
         self.template = self._make_template()
         self.better: Template | None = None  # one that rehearses, and takes over then
@@ -102,10 +105,19 @@ class Nursery:
         while not self.is_dismissed and len(self.spares) + len(self.coming) < len(self.births) + SPARES:
             try:
                 spare = self.template.copy()
-            except OSError:
-                return  # its end will be told, and then there is another
-            self.coming.add(spare)
+            except OSError:  # it is dead, and there will be another; or we have no fds left
+                self._order_later()
+                return
+            self.coming[spare] = self.loop.call_later(STUCK_S, self._despair)
             self.loop.register(spare.fileno(), READ, lambda _mask, spare=spare: self._copy_says(spare))  # type: ignore[misc]
+
+    def _order_later(self) -> None:
+        if self._again is None:
+            self._again = self.loop.call_later(COPY_AGAIN_S, self._order_again)
+
+    def _order_again(self) -> None:
+        self._again = None
+        self._order_copies()
 
     def _copy_says(self, spare: "socket.socket") -> None:
         """Its pid, once; otherwise it has died."""
@@ -115,15 +127,17 @@ class Nursery:
             message = b""
         if not message:
             self._drop_copy(spare)
-            self.loop.call_later(COPY_AGAIN_S, self._order_copies)
+            self._order_later()
             return
-        self.coming.discard(spare)
+        self.coming.pop(spare).cancel()
         self.spares[spare] = int(message)
         self._give_births()
 
     def _drop_copy(self, spare: "socket.socket") -> None:
         """A copy that is told nothing ends."""
-        self.coming.discard(spare)
+        late = self.coming.pop(spare, None)
+        if late is not None:
+            late.cancel()
         self.spares.pop(spare, None)
         self.loop.unregister(spare.fileno())
         spare.close()
@@ -176,17 +190,25 @@ class Nursery:
             self.log.warning(f"template {pid} ended with wait status {status} while it rehearsed")
         elif template is self.template:
             self.log.warning(f"template {pid} ended with wait status {status}: making another")
-            self.loop.call_soon(self._replace)
+            self.loop.call_soon(lambda: self._replace(template))
         return True
 
-    def _replace(self) -> None:
-        if self.is_dismissed or self.template.pid in self.templates:
+    def _despair(self) -> None:
+        """A copy does not come: the template is of no use any more, whatever is the matter with it."""
+        stuck = self.template
+        if stuck.pid in self.templates and not self.is_dismissed:  # else it has ended, and that is seen to
+            self.log.warning(f"template {stuck.pid} has not forked for {STUCK_S:g} s: making another")
+            stuck.kill()
+            self._replace(stuck)
+
+    def _replace(self, lost: Template) -> None:
+        if self.is_dismissed or self.template is not lost:
             return
         try:
             self.template = self._make_template()
         except OSError as error:
             self.log.error(f"no template: {error}")
-            self.loop.call_later(COPY_AGAIN_S, self._replace)
+            self.loop.call_later(COPY_AGAIN_S, lambda: self._replace(lost))
             return
         for spare in tuple(self.coming):
             self._drop_copy(spare)

@@ -52,6 +52,10 @@ class Template:
         ours.setblocking(False)
         return ours
 
+    def kill(self) -> None:
+        """Have it end whatever it is at. Order: before it is waited for."""
+        os.kill(self.pid, _signal.SIGKILL)
+
     def dismiss(self) -> None:
         """Have it end as soon as it has read to the end of the channel."""
         try:

@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import time
 from array import array
 
 from shim import faults
@@ -10,7 +11,7 @@ from shim.bundle import remove
 from shim.keeper.looks import inode_of, read_pid
 from shim.recovery import pins
 from shim.recovery.spares import CONNECTION, DONE, DROP, HOLD, LOCK, NAME_MAX_BYTES, PIN, PINNED, SETTLED, UNPIN
-from shim.recovery.successor import DOOMED, is_locked
+from shim.recovery.successor import DOOMED, TRY_AGAIN, is_locked
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,18 +22,18 @@ if TYPE_CHECKING:
 
 # Of one shim: its listener and lock, two for each connection, four for init and each exec that runs.
 SPARES_MAX = 1024
-# Successors in a row that died before they had taken over: then the bundle is let go, and a daemon may try.
+# Successors in a row that could not take over: then the bundle is let go, and a daemon may try.
 FAILURES_MAX = 5
-# Before the second of them, doubling.
-PAUSE_FIRST_S, PAUSE_MAX_S = 0.05, 2.0
+# Before the second that ends by itself, doubling, until one has served for so long.
+PAUSE_FIRST_S, PAUSE_MAX_S, STEADY_S = 0.05, 2.0, 10.0
 
 
 class Ward:
     """One shim. Owns the connection to it, and a copy of each fd it asked us to hold."""
 
     __slots__ = (
-        "bundle", "channel", "failures", "inode", "is_done", "is_new", "is_settled", "manners", "mask", "params", "pid",
-        "pidfd", "refused", "report", "spares",
+        "bundle", "channel", "failures", "inode", "is_done", "is_new", "manners", "mask", "params", "pid", "pidfd",
+        "report", "settled_at_s", "spares",
     )  # fmt: skip
 
     def __init__(self, pid: int, params: "Params", mask: int, channel: socket.socket, spares: "dict[str, int]") -> None:
@@ -43,7 +44,6 @@ class Ward:
         self.inode = inode_of(params.socket_path)
         self.report: Callable[[str], None] = _nobody
         self.failures = 0
-        self.refused = 0
         self.manners: Manners | None = None
         self.pidfd = -1  # of one that is not our child
         self.is_new = False  # adopted, and it has not told everything yet
@@ -54,7 +54,12 @@ class Ward:
         channel.setblocking(False)
         self.channel = channel
         self.pid = pid
-        self.is_done = self.is_settled = False
+        self.is_done = False
+        self.settled_at_s: float | None = None  # since when it has told all that a successor needs
+
+    @property
+    def is_settled(self) -> bool:
+        return self.settled_at_s is not None
 
     @property
     def passed(self) -> "dict[str, int]":
@@ -78,25 +83,28 @@ class Ward:
 
     def _heed(self, message: bytes, fds: "list[int]") -> None:
         name = message[len(HOLD) :].decode(errors="replace")
-        if message.startswith(HOLD) and len(fds) == 1:
-            if len(self.spares) < SPARES_MAX or name in self.spares:
-                self._drop(name)
+        if message.startswith(HOLD):
+            self._drop(name)
+            if len(fds) == 1 and len(self.spares) < SPARES_MAX:
                 self.spares[name] = fds.pop()
                 faults.point("keeper.held")
-            else:
-                self.refused += 1
+            else:  # the kernel drops what we have no room for (unix(7), MSG_CTRUNC)
+                self.report(f"of {self.bundle}: no room for {name} beside {len(self.spares)} others")
         elif message.startswith(DROP):
             self._drop(name)
-        elif message.startswith(PIN) and len(fds) == 1:
-            self._do(lambda: pins.pin(fds[0], os.fsdecode(message[len(PIN) :])))
-            faults.point("keeper.pinned")
+        elif message.startswith(PIN):
+            if len(fds) == 1:
+                self._do(lambda: pins.pin(fds[0], os.fsdecode(message[len(PIN) :])))
+                faults.point("keeper.pinned")
+            else:
+                self.report(f"of {self.bundle}: no room for the pidfd of {name}")
             self._say(PINNED)
         elif message.startswith(UNPIN):
             self._do(lambda: pins.unpin(os.fsdecode(message[len(UNPIN) :])))
         elif message == DONE:
             self.is_done = True
         elif message == SETTLED:
-            self.is_settled, self.failures = True, 0
+            self.settled_at_s = time.monotonic()
         for fd in fds:
             os.close(fd)
 
@@ -129,16 +137,18 @@ class Ward:
     def next_pause_s(self, status: int) -> "float | None":
         """How long to wait before the successor is forked; None when it is given up.
 
-        One that somebody kills is not to blame, however often: only one that cannot take over by itself is given up.
+        One that somebody kills is not to blame, however often, nor one that the host hinders (TRY_AGAIN). Given up is
+        only what cannot take over; what takes over and then fails, again and again, is not to keep us busy.
         """
-        if self.is_settled:
-            return 0.0
         if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
-            return PAUSE_FIRST_S
+            return 0.0 if self.is_settled else PAUSE_FIRST_S
+        if self.settled_at_s is not None and time.monotonic() - self.settled_at_s > STEADY_S:
+            self.failures = 0
         self.failures += 1
-        if self.failures > FAILURES_MAX:
+        is_to_blame = not self.is_settled and not (os.WIFEXITED(status) and os.WEXITSTATUS(status) == TRY_AGAIN)
+        if is_to_blame and self.failures > FAILURES_MAX:
             return None
-        return 0.0 if self.failures == 1 else min(PAUSE_FIRST_S * 2 ** (self.failures - 2), PAUSE_MAX_S)
+        return 0.0 if self.failures == 1 else min(PAUSE_FIRST_S * 2.0 ** min(self.failures - 2, 16), PAUSE_MAX_S)
 
     def forget_pidfd(self) -> None:
         """From here on it is known by its pid, or dead."""

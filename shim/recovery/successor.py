@@ -11,7 +11,7 @@ from shim.task.lifecycle import DELETED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
     from typing import Any
 
     from shim.core.steps import Handler
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # Whoever is going to remove a bundle puts this there first: then no shim is raised in it any more.
 DOOMED = "doomed"
+# The exit code of a successor which the host hinders, not the state it found (EX_TEMPFAIL of sysexits.h).
+TRY_AGAIN = 75
 # A runtime call the dead shim had begun goes on without it, and is waited for; most take 50 ms. Then it is killed.
 RUNTIME_S, KILLED_S = 10.0, 5.0
 
@@ -40,6 +42,11 @@ def find_task(params: "Params", boot_id: str, *, is_raised: bool) -> "dict[str, 
     return state if is_raised or state.get("state") != DELETED else None
 
 
+def exit_code(error: BaseException) -> int:
+    """Of a shim that cannot take over. Pure."""
+    return TRY_AGAIN if isinstance(error, (OSError, MemoryError)) else 1
+
+
 def is_locked(path: str, lock_fd: int) -> bool:
     """Whether the bundle at a path is the very directory this lock holds, not another that took its name meanwhile."""
     try:
@@ -56,13 +63,16 @@ def read_exec_states(bundle: Bundle) -> "Iterator[dict[str, Any]]":
 
 
 def wait_for_runtimes(parts: "Parts", session: int, but: "set[int]") -> "Handler":
-    """Let runtime calls of a dead shim come to their end, ``but`` these; what takes too long is killed."""
-    for pid in list(left_by(session, parts.bundle.path)):
-        pidfd = kernel.open_pidfd(pid) if pid not in but else None
+    """Let runtime calls of a dead shim come to their end; what takes too long is killed.
+
+    ``but``: log programs, with all that is in their process groups.
+    """
+    for pid in list(left_by(session, parts.bundle.path, but)):
+        pidfd = kernel.open_pidfd(pid)
         if pidfd is None:
             continue
         try:
-            if pid not in left_by(session, parts.bundle.path):
+            if pid not in left_by(session, parts.bundle.path, but):
                 continue  # its pid may have been another's when we looked
             parts.log.info(f"waiting for process {pid}, which the shim before this one had started")
             try:
@@ -77,10 +87,11 @@ def wait_for_runtimes(parts: "Parts", session: int, but: "set[int]") -> "Handler
             os.close(pidfd)
 
 
-def left_by(session: int, bundle: str) -> "Iterator[int]":
+def left_by(session: int, bundle: str, but: "Collection[int]" = ()) -> "Iterator[int]":
     """Processes of a dead shim's session that work in its bundle: `runc`, and what that runs until it is done.
 
-    A container's processes have another session and see another root. Source: proc_pid_stat(5), fields 3 and 6.
+    A container's processes have another session and see another root; ``but`` are process groups to leave alone, one
+    for each program a shim starts (steps.Spawn). Source: proc_pid_stat(5), fields 3, 5 and 6.
     """
     for name in os.listdir("/proc"):
         if not name.isdigit() or int(name) == os.getpid():
@@ -89,7 +100,9 @@ def left_by(session: int, bundle: str) -> "Iterator[int]":
             with open(f"/proc/{name}/stat", "rb") as file:
                 text = file.read()
             fields = text[text.rindex(b")") + 2 :].split()
-            if int(fields[3]) == session and fields[0] != b"Z" and os.readlink(f"/proc/{name}/cwd") == bundle:
+            if int(fields[3]) != session or int(fields[2]) in but or fields[0] == b"Z":
+                continue
+            if os.readlink(f"/proc/{name}/cwd") == bundle:
                 yield int(name)
         except OSError:
             continue

@@ -27,7 +27,7 @@ from shim.params import Params
 from shim.recovery import takeover
 from shim.recovery.rejoin import Rejoin
 from shim.recovery.spares import LISTENER, LOCK, KeeperLink, Spares
-from shim.recovery.successor import find_task, is_locked
+from shim.recovery.successor import exit_code, find_task, is_locked
 from shim.serving.calls import Calls
 from shim.serving.connections import Connections
 from shim.serving.forwarder import Forwarder
@@ -82,7 +82,7 @@ def serve(listener_fd: int, params: Params, link: "KeeperLink | None" = None) ->
         log.failure("the shim cannot start", error)
         if link is None or not link.is_raised:
             remove(params.socket_path)
-        return 1
+        return exit_code(error)
     run(shim, log)
     return 0
 
@@ -280,7 +280,7 @@ class Shim:
     def _taken_over(self, _value: object, error: "BaseException | None") -> None:
         if error is not None:
             self.log.failure("the container cannot be taken over", error)
-            os._exit(1)  # whoever asked us now would be told that there is no container
+            os._exit(exit_code(error))  # whoever asked us now would be told that there is no container
         self.log.info("the container is taken over")
 
     def die_if_needed(self) -> None:

@@ -288,3 +288,18 @@ def test_every_fact_moves_or_is_refused(state: str, fact: str) -> None:
         with pytest.raises(IllegalFact, match=fact):
             life.record(fact)
         assert life.state == state
+
+
+def test_a_timer_of_a_year_can_be_waited_for() -> None:
+    """epoll_wait(2) takes at most 24 days; restart policies may ask for a pause of a year."""
+    loop = Loop()
+    loop.call_later(366 * 86400.0, lambda: None)
+    read_fd, write_fd = os.pipe()
+    came: list[int] = []
+    loop.register(read_fd, READ, came.append)
+    os.write(write_fd, b"x")
+    loop.run_once()
+    assert came
+    loop.close()
+    os.close(read_fd)
+    os.close(write_fd)

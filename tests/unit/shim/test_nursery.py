@@ -23,6 +23,10 @@ class Barren:
         self.pid = next(self.pids)
         self.channel, self._peer = socket.socketpair()
         self.copies: list[socket.socket] = []
+        self.is_killed = False
+
+    def kill(self) -> None:
+        self.is_killed = True
 
     def copy(self) -> socket.socket:
         ours, theirs = socket.socketpair()
@@ -100,4 +104,27 @@ def test_without_a_copy_in_time_the_asker_is_told(nursery: Nursery, monkeypatch:
 
     assert birth.said == ["no copy was ready within 0.01 s"]
     assert nursery.births == {}
+    client.close()
+
+
+def test_a_template_that_does_not_fork_is_replaced_for_successors_wait_for_it(
+    nursery: Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is stopped, or stuck: it does not end, and nobody would notice."""
+    monkeypatch.setattr(nurseries, "STUCK_S", 0.05)
+    monkeypatch.setattr(nurseries, "BIRTH_S", 1000.0)
+    birth, client = ask(nursery)
+    stuck = nursery.template
+    assert isinstance(stuck, Barren)
+    nursery.loop.call_later(20.0, nursery.loop.stop)
+    while nursery.template is stuck:
+        nursery.loop.run_once(1.0)
+
+    assert stuck.is_killed
+    assert list(nursery.births) == [birth]
+    assert nursery.ended(stuck.pid, 9)
+    another = nursery.template
+    nursery.loop.run_once(0.0)
+    assert nursery.template is another
+    stuck.dismiss()
     client.close()
