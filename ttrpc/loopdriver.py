@@ -145,7 +145,14 @@ class LoopServer:
         Order: before the loop runs on. Both are owned from here on.
         """
         assert self.holder is not None, "a connection is held by somebody"
-        connection = KeptConnection(self, sock, None if self.trust_any_peer else peer_of(sock), ledger, self.holder)
+        try:
+            connection = KeptConnection(self, sock, None if self.trust_any_peer else peer_of(sock), ledger, self.holder)
+        except OSError as error:
+            self.on_error(OSError(f"a connection cannot be gone on with: {error}"))
+            self.holder.drop(ledger)
+            sock.close()
+            ledger.close()
+            return None
         self.connections.add(connection)
         try:
             if connection.resume():

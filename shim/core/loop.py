@@ -23,6 +23,8 @@ WRITE = select.EPOLLOUT
 SWEEP_MIN = 64
 # In one turn; what is left over comes in the next. Room for as many as may be open, the default, is 12 KB each turn.
 READY_MAX = 32
+# The longest poll: epoll_wait(2) counts milliseconds in an int, which ends after 24 days.
+WAIT_MAX_S = 86400.0
 
 
 class Timer:
@@ -303,7 +305,7 @@ class Loop:
         if self._soon:
             return 0.0
         if self._timers:
-            due_s = max(0.0, self._timers[0].at - self.clock())
+            due_s = min(max(0.0, self._timers[0].at - self.clock()), WAIT_MAX_S)
             wait_s = due_s if wait_s < 0 else min(wait_s, due_s)
         return wait_s
 

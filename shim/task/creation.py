@@ -127,8 +127,8 @@ def undo(container: "Container", has_run: bool) -> "Handler":
         except StatusError as error:
             if not runc.is_gone(error):
                 parts.log.warning(f"undoing a failed create: {error}")
+    unpin(container, container.init)  # while its pidfd is open
     container.init.close(parts)
-    unpin(container, container.init)
     container.forget_cgroup()
     container.unmount()
     parts.exits.forget("")

@@ -13,7 +13,7 @@ from shim.errors import already_exists, failed_precondition, invalid_argument, n
 from shim.task import runc
 from shim.task.ending import ENDING_S, on_exit
 from shim.task.lifecycle import CREATED, PAUSED, RUNNING
-from shim.task.pinning import pin
+from shim.task.pinning import pin, unpin
 from shim.task.process import Process
 from shim.task.saving import save_and_tell
 from ttrpc.api import events
@@ -88,6 +88,7 @@ def start(container: "Container", process: Process) -> "Handler":
     try:
         yield from _run(container, process)
     except Exception as error:
+        unpin(container, process)  # while its pid is known and its pidfd open
         _kill_leftover(container, process)
         process.lifecycle.record("start_failed")
         process.close(container.parts)

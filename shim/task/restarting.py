@@ -282,8 +282,8 @@ class Restart:
         except Exception:
             if container.init is not new:
                 yield from undo(container)
-                new.close(container.parts)
                 unpin(container, new)
+                new.close(container.parts)
             raise
 
     def _start(self) -> "Handler":

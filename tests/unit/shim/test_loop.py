@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from shim.core.lock import Lock
-from shim.core.loop import SWEEP_MIN, Loop
+from shim.core.loop import READ, SWEEP_MIN, Loop
 from shim.core.steps import DeadlinePassed, Fired, Readable, Signal, Sleep
 from shim.task.lifecycle import FACTS, PARKED, REQUESTS, TRANSITIONS, IllegalFact, Lifecycle
 
