@@ -146,12 +146,18 @@ class Handle:
     async def exclusively(self, operation: str, timeout_s: float) -> AsyncIterator[None]:
         """Hold the task for one multi-step operation; every call made within has a deadline.
 
+        One that is free is taken without a checkpoint: whoever has just made the handle gets it, cancelled or not.
         Raises: Aborted when another operation holds it for too long.
         """
-        with trio.move_on_after(timeout_s) as scope:
-            await self._lock.acquire()
-        if scope.cancelled_caught:
-            raise aborted(f"{self.name}: another operation ({self.operation}) is still under way; try again")
+        try:
+            self._lock.acquire_nowait()
+        except trio.WouldBlock:
+            with trio.move_on_after(timeout_s) as scope:
+                await self._lock.acquire()
+            if scope.cancelled_caught:
+                raise aborted(
+                    f"{self.name}: another operation ({self.operation}) is still under way; try again"
+                ) from None
         self.operation = operation
         try:
             yield

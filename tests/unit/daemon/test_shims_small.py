@@ -11,16 +11,20 @@ import trio
 import trio.testing
 
 from daemon import procfs
-from daemon.config import Config, Runtime
+from daemon.config import DEFAULT_RUNTIME, Config, Runtime
 from daemon.procfs import Identity
 from daemon.shims import asking, bundle, evidence, launch
 from daemon.shims.client import earlier
 from daemon.shims.handle import Handle, Health
+from daemon.shims.manager import Manager
 from daemon.shims.turnstile import Turnstile
 from daemon.shims.undo import UndoStack
+from daemon.store import containers as table
+from daemon.store import tasks as rows
+from daemon.store.database import Database
 from daemon.store.records import CREATING, RUNNING, TaskRow
 from tests.support.waiting import wait_until
-from ttrpc.api import runc, wkt
+from ttrpc.api import containers, runc, tasks, wkt
 from ttrpc.errors import StatusError
 from ttrpc.status import Code
 
@@ -64,6 +68,30 @@ async def test_a_slow_one_gives_up_its_place(autojump_clock: trio.testing.MockCl
             await pass_through(name, leaves=True)
     assert [name for name, at in passed if at < 0.1] == ["stuck-1", "stuck-2"]
     assert all(0.2 <= at < 0.3 for name, at in passed[2:])
+
+
+# --- creating
+
+
+async def test_a_create_whose_caller_is_gone_before_it_begins_leaves_the_id_free(short_dir: str) -> None:
+    """Whatever was taken for it is given back: no handle stays that nobody would ever settle."""
+    config = Config(root_dir=short_dir, state_dir=short_dir)
+    database = Database(config.database_path)
+    made = containers.Container(id="c1")
+    made.runtime.name = DEFAULT_RUNTIME
+    await database.write(lambda connection: table.insert(connection, "default", made))
+    try:
+        async with trio.open_nursery() as nursery:
+            manager = Manager(config, database, nursery, procfs.boot_id(), "/publish")
+            with trio.CancelScope() as caller:
+                caller.cancel()
+                await manager.create("default", made, tasks.CreateTaskRequest(container_id="c1"), None)
+            assert caller.cancelled_caught
+            assert manager.handles == {}
+            assert database.read(rows.list_all) == []
+            nursery.cancel_scope.cancel()
+    finally:
+        database.close()
 
 
 # --- undoing
