@@ -34,11 +34,11 @@ class Notifier:
             return False
         text = "\n".join(f"{name}={value}" for name, value in states.items())
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-            try:
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
                 sender.sendmsg([text.encode()], rights, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT, self._address)
-            except OSError:
-                return False
+        except OSError:  # nobody listens, or there is no fd left to say it with
+            return False
         return True
 
 

@@ -97,7 +97,7 @@ class Shimd:
         for (its_ns, its_id), handle in sorted(self._manager.handles.items()):
             if ns in (None, its_ns) and wanted in ("", its_id):
                 made.shims.append(_shim_record(handle))
-        for (its_ns, its_id), reason in sorted(self._manager.strays.items()):
+        for (its_ns, its_id), reason in sorted(self._manager.present_strays().items()):
             if ns in (None, its_ns) and wanted in ("", its_id):
                 bundle = self._config.bundle(its_ns, its_id)
                 made.shims.add(namespace=its_ns, container_id=its_id, bundle=bundle, reason=reason)

@@ -60,7 +60,11 @@ async def watch(path: str) -> None:
 
     Raises: Unwatched when it does not answer, or not as it should.
     """
-    with trio.socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as connection:
+    try:
+        made = trio.socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    except OSError as error:
+        raise Unwatched(f"no socket to ask it with: {error.strerror}") from None
+    with made as connection:
         try:
             with trio.fail_after(ANSWER_S):
                 await connection.connect(path)

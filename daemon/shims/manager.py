@@ -64,8 +64,11 @@ class Manager(Registry):
             await there.wait_settled(earlier(self.config.timeouts.busy_s, deadline))
         if key in self.handles:
             raise already_exists(f"task {container.id}: already exists")
-        if key in self.strays:
-            raise failed_precondition(f"task {container.id}: its bundle is in use: {self.strays[key]}")
+        stray = self.present_strays().get(key)
+        if stray is not None:
+            raise failed_precondition(
+                f"task {container.id}: its bundle is in use: {stray}; what to do with it: shimctl doctor"
+            )
         handle = Handle(self._new_row(ns, container, request))
         self.handles[key] = handle
         async with handle.exclusively("create", self.config.timeouts.busy_s):
@@ -233,6 +236,8 @@ class Manager(Registry):
                     log.info("removed, as it has ended")
                 except StatusError as error:
                     log.warning("not removed yet", extra={"reason": error.message})
+                except Exception:  # a bug met in one task's affairs is that task's trouble
+                    log.exception("not removed yet")
                 finally:
                     handle.is_being_removed = False
                 if not handle.is_deleted:

@@ -62,6 +62,8 @@ class PulseWatch:
                     await self._look(handle, stall_percent)
                 except (OSError, StatusError) as error:
                     log.warning("a shim's pulse: %s", error, extra={"ns": handle.ns, "id": handle.id})
+                except Exception:  # a bug met with one shim is not everybody's trouble
+                    log.exception("a shim's pulse", extra={"ns": handle.ns, "id": handle.id})
 
     async def _look(self, handle: Handle, stall_percent: float) -> None:
         pid = handle.info.pid if handle.info is not None else handle.row.shim_pid

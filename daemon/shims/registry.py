@@ -1,13 +1,13 @@
 """Which task is where: every handle by namespace and id, found again after a restart of the daemon."""
 
-import contextlib
 import dataclasses
 import logging
+import os
 
 import trio
 
 from daemon.config import Config
-from daemon.errors import StoreFull, not_found
+from daemon.errors import not_found
 from daemon.procfs import Identity
 from daemon.shims import bundle, evidence, launch, recovery
 from daemon.shims.client import earlier
@@ -90,11 +90,17 @@ class Registry:
         for handle in found:
             await handle.wait_until(lambda handle=handle: handle.is_settled or handle.is_deleted)  # type: ignore[misc]
         self.adopted = sum(handle.health is Health.SERVING for handle in found)
+        try:
+            await self._tidy()
+        except (StatusError, OSError) as error:  # what is left lying harms nobody until the next start
+            log.error("what is left from before could not be tidied", extra={"reason": str(error)})
+        self.is_recovering = False
+
+    async def _tidy(self) -> None:
+        """Look at what has no record. Raises: OSError; StoreFull, StoreFailed."""
         await trio.to_thread.run_sync(bundle.remove_doomed, self._doomed)
         await self._look_at_strays()
-        with contextlib.suppress(StoreFull):
-            await self.database.write(tasks.forget_orphan_cursors)
-        self.is_recovering = False
+        await self.database.write(tasks.forget_orphan_cursors)
 
     async def _look_at_strays(self) -> None:
         for key in await trio.to_thread.run_sync(bundle.list_bundles, self.config.bundles_dir):
@@ -109,12 +115,18 @@ class Registry:
                 self.strays[key] = "it is being removed"  # nobody may create it anew meanwhile
                 try:
                     await trio.to_thread.run_sync(bundle.remove, path)
-                    del self.strays[key]
+                    self.strays.pop(key, None)
                     continue
                 except StatusError as error:
                     decision = dataclasses.replace(decision, reason=error.message)
             log.error("a bundle is not on record", extra=extra)
             self.strays[key] = decision.reason
+
+    def present_strays(self) -> dict[tuple[str, str], str]:
+        """Bundles that nobody has on record, and why they stay; not those that somebody has removed since."""
+        for key in [key for key in self.strays if not os.path.lexists(self.config.bundle(*key))]:
+            del self.strays[key]
+        return self.strays
 
     # --- finding
 

@@ -262,6 +262,8 @@ class Supervisors:
                     await terms.give(handle, self.database, limits, timeout_s, decide_now=True)
             except (OSError, TtrpcError) as error:
                 log.warning("the terms of its restart are not told yet", extra={"reason": str(error)})
+            except Exception:  # a bug met in one task's affairs is that task's trouble
+                log.exception("catching up failed")
 
     async def _serve(self, handle: Handle, client: ShimClient, info: "InfoResponse | None") -> None:
         """Let calls through and store its events until the connection is lost.

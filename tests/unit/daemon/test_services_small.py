@@ -20,6 +20,7 @@ from daemon import notify
 from daemon.lock import AlreadyRunning, DirectoryLock
 from daemon.services import fieldmask
 from daemon.services.call import Gate, Guarded, namespace_of
+from tests.support.fds import no_free_fd
 from tests.support.waiting import wait_until
 from ttrpc.api import containers, version, wkt
 from ttrpc.errors import ConnectionLost, StatusError
@@ -251,6 +252,17 @@ def test_states_reach_path_and_abstract_sockets(short_dir: str) -> None:
             assert supervisor.recv(100) == b"READY=1\nSTATUS=all well"
     notify.Notifier({"NOTIFY_SOCKET": f"{short_dir}/nobody"}).tell(READY=1)
     notify.Notifier({}).tell(READY=1)
+
+
+def test_without_a_free_fd_the_supervisor_is_told_nothing_and_we_go_on(short_dir: str) -> None:
+    """The watchdog's task must not end the daemon for that."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as supervisor:
+        supervisor.bind(f"{short_dir}/n")
+        told = notify.Notifier({"NOTIFY_SOCKET": f"{short_dir}/n", "FDSTORE": "1"})
+        with no_free_fd():
+            told.tell(WATCHDOG=1)
+            assert not told.store(supervisor, "shimd")
+        assert told.store(supervisor, "shimd")
 
 
 def test_the_watchdog_is_only_ours_if_it_means_this_process() -> None:

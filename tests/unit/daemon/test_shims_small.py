@@ -1,9 +1,12 @@
 """The small parts around a shim: places in a queue, undoing, waiting, processes by identity, bundles, programs."""
 
+import contextlib
+import errno
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -12,8 +15,9 @@ import trio.testing
 
 from daemon import procfs
 from daemon.config import DEFAULT_RUNTIME, Config, Runtime
+from daemon.errors import StoreFailed, unavailable
 from daemon.procfs import Identity
-from daemon.shims import asking, bundle, evidence, launch
+from daemon.shims import asking, bundle, evidence, keeping, launch
 from daemon.shims.client import earlier
 from daemon.shims.handle import Handle, Health
 from daemon.shims.manager import Manager
@@ -23,6 +27,7 @@ from daemon.store import containers as table
 from daemon.store import tasks as rows
 from daemon.store.database import Database
 from daemon.store.records import CREATING, RUNNING, TaskRow
+from tests.support.fds import no_free_fd
 from tests.support.waiting import wait_until
 from ttrpc.api import containers, runc, tasks, wkt
 from ttrpc.errors import StatusError
@@ -73,25 +78,92 @@ async def test_a_slow_one_gives_up_its_place(autojump_clock: trio.testing.MockCl
 # --- creating
 
 
-async def test_a_create_whose_caller_is_gone_before_it_begins_leaves_the_id_free(short_dir: str) -> None:
-    """Whatever was taken for it is given back: no handle stays that nobody would ever settle."""
-    config = Config(root_dir=short_dir, state_dir=short_dir)
+@contextlib.asynccontextmanager
+async def a_manager(directory: str) -> AsyncIterator[Manager]:
+    """With an empty store and nothing to recover."""
+    config = Config(root_dir=directory, state_dir=directory)
     database = Database(config.database_path)
-    made = containers.Container(id="c1")
-    made.runtime.name = DEFAULT_RUNTIME
-    await database.write(lambda connection: table.insert(connection, "default", made))
     try:
         async with trio.open_nursery() as nursery:
-            manager = Manager(config, database, nursery, procfs.boot_id(), "/publish")
-            with trio.CancelScope() as caller:
-                caller.cancel()
-                await manager.create("default", made, tasks.CreateTaskRequest(container_id="c1"), None)
-            assert caller.cancelled_caught
-            assert manager.handles == {}
-            assert database.read(rows.list_all) == []
+            yield Manager(config, database, nursery, procfs.boot_id(), "/publish")
             nursery.cancel_scope.cancel()
     finally:
         database.close()
+
+
+async def a_container(manager: Manager) -> "containers.Container":
+    made = containers.Container(id="c1")
+    made.runtime.name = DEFAULT_RUNTIME
+    await manager.database.write(lambda connection: table.insert(connection, "default", made))
+    return made
+
+
+async def test_a_create_whose_caller_is_gone_before_it_begins_leaves_the_id_free(short_dir: str) -> None:
+    """Whatever was taken for it is given back: no handle stays that nobody would ever settle."""
+    async with a_manager(short_dir) as manager:
+        made = await a_container(manager)
+        with trio.CancelScope() as caller:
+            caller.cancel()
+            await manager.create("default", made, tasks.CreateTaskRequest(container_id="c1"), None)
+        assert caller.cancelled_caught
+        assert manager.handles == {}
+        assert manager.database.read(rows.list_all) == []
+
+
+async def test_the_id_of_a_stray_bundle_is_free_once_somebody_has_removed_it(short_dir: str) -> None:
+    """And not only after a restart of the daemon."""
+    async with a_manager(short_dir) as manager:
+        made = await a_container(manager)
+        path = manager.config.bundle("default", "c1")
+        os.makedirs(path)
+        manager.strays["default", "c1"] = "its shim may be running"
+        with pytest.raises(StatusError, match=r"may be running.*shimctl doctor"):
+            await manager.create("default", made, tasks.CreateTaskRequest(container_id="c1"), None)
+        os.rmdir(path)
+        assert manager.present_strays() == {}
+
+
+# --- what goes wrong with one is not everybody's trouble
+
+
+async def test_a_removal_that_goes_wrong_in_whatever_way_is_tried_again(
+    short_dir: str, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    """It runs in the daemon's own nursery: what it raised would end the daemon, again after each start."""
+    async with a_manager(short_dir) as manager:
+        handle = Handle(a_row())
+        failures: list[Exception] = [unavailable("not now"), OSError(errno.EROFS, "read-only"), KeyError("a bug")]
+
+        async def delete(wanted: Handle) -> None:
+            if failures:
+                raise failures.pop(0)
+            wanted.committed(None)
+
+        monkeypatch.setattr(manager, "delete", delete)
+        with trio.fail_after(30):
+            await manager._remove(handle)
+        assert handle.is_deleted
+        assert failures == []
+
+
+async def test_a_store_that_fails_while_it_is_tidied_does_not_end_the_daemon(
+    short_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody's `sqlite3 shimd.db` holds the lock, or the disk is bad: recovery ends all the same."""
+    async with a_manager(short_dir) as manager:
+
+        async def fail(_work: object) -> None:
+            raise StoreFailed("/r/shimd.db", "database is locked")
+
+        monkeypatch.setattr(manager.database, "write", fail)
+        await manager.recover()
+        assert not manager.is_recovering
+
+
+async def test_without_a_free_fd_the_keeper_is_asked_again_later(short_dir: str) -> None:
+    """The failure is told as what it is, which its caller waits out."""
+    with no_free_fd(), pytest.raises(keeping.Unwatched, match="no socket"):
+        await keeping.watch(f"{short_dir}/keeper")
 
 
 # --- undoing
