@@ -9,6 +9,7 @@ upgrade ends it too: the seat then goes to another process, or comes back when t
 import logging
 import os
 import signal
+import sqlite3
 import sys
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
@@ -43,6 +44,7 @@ log = logging.getLogger(__name__)
 
 # What shims are told to publish events with; they need not, they are followed.
 _OWN_PROGRAM = os.path.abspath(sys.argv[0])
+REOPEN_MIN_S, REOPEN_MAX_S = 0.1, 2.0
 
 
 def run(config: Config, environ: Mapping[str, str]) -> None:
@@ -62,10 +64,16 @@ async def _main(config: Config, environ: Mapping[str, str]) -> None:
     predecessor = Predecessor(channel) if channel is not None else None
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         seat = Seat.claim(config) if predecessor is None else await predecessor.meet(config)
-        is_given = False
+        is_given = is_taken_back = False
         try:
             while True:
-                database = Database(config.database_path)
+                if is_taken_back:
+                    reopened = await _reopen(config, notifier, signals)
+                    if reopened is None:
+                        break
+                    database = reopened
+                else:
+                    database = Database(config.database_path)
                 try:
                     if predecessor is not None:
                         faults.point("successor.store_opened")
@@ -80,7 +88,7 @@ async def _main(config: Config, environ: Mapping[str, str]) -> None:
                 is_given, has_to_stop = await _give(config, successor, seat, notifier, signals)
                 if is_given or has_to_stop:
                     break
-                predecessor = None
+                predecessor, is_taken_back = None, True
         finally:
             seat.release(is_given=is_given)
     log.info("another process serves" if is_given else "stopped")
@@ -91,7 +99,7 @@ async def _give(
 ) -> tuple[bool, bool]:
     """Give the seat away. Returns whether that came to pass, and whether somebody wants us to end meanwhile.
 
-    If it does not come to pass, the store is as we left it.
+    If it does not come to pass, `_reopen` has the store as we left it.
     """
     faults.point("upgrade.store_closed")
     wanted: list[int] = []
@@ -109,9 +117,26 @@ async def _give(
         successor.forward(wanted[-1])
     if not is_given:
         seat.sign()
-        if schema.restore(config.database_path):
-            log.warning("the store is the copy that the new program made before it changed it")
     return is_given, bool(wanted)
+
+
+async def _reopen(config: Config, notifier: Notifier, signals: AsyncIterator[int]) -> Database | None:
+    """The store after a hand-over that failed, as soon as it can be had: who gave up now would not be there when the
+    disk has room again. None when somebody wants us to end. Blocks: as long as it takes; callers wait.
+    """
+    pause_s = REOPEN_MIN_S
+    while True:
+        try:
+            if schema.restore(config.database_path):
+                log.warning("the store is the copy that the new program made before it changed it")
+            return Database(config.database_path)
+        except (StatusError, OSError, sqlite3.Error) as error:
+            log.error("the store cannot be opened again", extra={"reason": str(error), "retry_s": pause_s})
+            notifier.tell(WATCHDOG=1, STATUS=f"nobody is served, the store cannot be opened: {error}")
+        with trio.move_on_after(pause_s):
+            async for _ in signals:
+                return None
+        pause_s = min(pause_s * 2, REOPEN_MAX_S)
 
 
 async def _note_signals(signals: AsyncIterator[int], wanted: list[int]) -> None:

@@ -51,9 +51,8 @@ class DirectoryLock:
         return (ours.st_dev, ours.st_ino) == (found.st_dev, found.st_ino)
 
     def sign(self) -> None:
-        """Put our pid into it, for those who find it taken."""
-        os.ftruncate(self.fd, 0)
-        os.pwrite(self.fd, f"{os.getpid()}\n".encode(), 0)
+        """Put our pid into it, for those who find it taken. Written over what is there: a full disk has that room."""
+        os.ftruncate(self.fd, os.pwrite(self.fd, f"{os.getpid()}\n".encode(), 0))
 
     def release(self) -> None:
         """Give it back. The file stays: removing it would let two daemons lock two files of one name."""

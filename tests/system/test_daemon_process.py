@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.daemonbox import SHIMD, TASKS, DaemonBox, refused, restart_labels
+from tests.support.daemonbox import CALL_S, SHIMD, TASKS, DaemonBox, refused, restart_labels
 from tests.support.waiting import wait_until
 from ttrpc.api import events_service, process, shimd, tasks, wkt
 from ttrpc.blocking import BlockingClient
@@ -279,6 +279,45 @@ def test_a_full_disk_is_said_clearly_and_loses_nothing(small_root: DaemonBox) ->
     box.restart()
     assert box.task("c2").status == process.CREATED
     assert [record.code for record in box.exits("c1")] == [42]
+
+
+FILLER = """\
+#!{python}
+import contextlib, os, sys
+sys.path.insert(0, {source!r})
+from daemon import faults
+from daemon.__main__ import main
+
+def fill_up(at):
+    if at == "successor.taken":
+        with open({ballast!r}, "ab", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(b"x" * 512)
+        os._exit(4)
+
+faults.point = fill_up
+sys.exit(main())
+"""
+
+
+def test_a_disk_that_is_full_when_an_upgrade_has_failed_ends_no_daemon(small_root: DaemonBox) -> None:
+    """Nobody has the store then, and others take its room: the old one waits, and so do its callers."""
+    box = small_root
+    init_pid = box.run("c1", "sleep", "1000")
+    ballast, path = f"{box.root}/ballast", f"{box.folder}/filler"
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(FILLER.format(python=sys.executable, source=os.getcwd(), ballast=ballast))
+    os.chmod(path, 0o755)
+    assert box.daemon is not None
+    before = box.daemon.pid
+    with contextlib.suppress(ConnectionLost):
+        list(box.client.open_stream(SHIMD, "Upgrade", shimd.UpgradeRequest(id="u1", program=path), timeout_s=CALL_S))
+    wait_until(lambda: "cannot be opened again" in box.log(), what="the old one to have tried")
+    os.unlink(ballast)
+    box.disconnect()
+    info = box.info()
+    assert (info.pid, info.last_upgrade.id, info.last_upgrade.done) == (before, "u1", False)
+    assert box.task("c1").pid == init_pid
 
 
 def test_logs_in_json_carry_what_is_being_done() -> None:
