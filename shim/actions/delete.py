@@ -14,7 +14,7 @@ from shim.keeper.orphans import read_note
 from shim.recovery import pins
 from shim.recovery.successor import DOOMED
 from shim.task import mounts
-from shim.task.exits import SOURCE_KEEPER, Exit, ExitStore
+from shim.task.exits import DRAIN_S, SOURCE_KEEPER, WRITE_S, Exit, ExitStore
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 # containerd gives us 5 s for everything, our own start among it, and then removes the bundle.
 WHOLE_S = 4.0
 RUNC_S = 3.0
-SHIM_S = 1.0
+# A shim that lives puts the exit on disk, if its container has just ended: before that it is not to end. Then it ends.
+RECORD_S, END_S = DRAIN_S + WRITE_S, 1.0
 KILLED_STATUS = 128 + signal.SIGKILL
 DEFAULT_ROOT = "/run/containerd/runc"
 
@@ -135,14 +136,12 @@ def _end_shim(state: "dict[str, Any]", bundle: Bundle, report: "Any", whole_dead
         # The pidfd is of whoever has the pid now: only the start time tells that it is our shim (law: no bare pids).
         if kernel.start_ticks(pid) != ticks or state.get("boot_id") != kernel.boot_id():
             return
-        deadline = min(time.monotonic() + SHIM_S, whole_deadline)
-        while _read_exit(bundle, report) is None and time.monotonic() < deadline:
-            time.sleep(0.01)
+        _await_exit(bundle, report, min(time.monotonic() + RECORD_S, whole_deadline))
         signal.pidfd_send_signal(pidfd, signal.SIGTERM)
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
         # Killed, it gets no successor: whoever had us run removes the bundle next.
-        if not poll.poll(max(0.0, min(SHIM_S, whole_deadline - time.monotonic())) * 1000):
+        if not poll.poll(max(0.0, min(END_S, whole_deadline - time.monotonic())) * 1000):
             report(f"shim {pid} does not end, killing it")
             os.close(os.open(bundle.file(DOOMED), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
@@ -150,6 +149,11 @@ def _end_shim(state: "dict[str, Any]", bundle: Bundle, report: "Any", whole_dead
         pass  # it ended by itself
     finally:
         os.close(pidfd)
+
+
+def _await_exit(bundle: Bundle, report: "Any", deadline: float) -> None:
+    while _read_exit(bundle, report) is None and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def _unpin(params: "Params", report: "Any") -> None:

@@ -9,7 +9,7 @@ from shim.cgroup import cgroups
 from shim.core.steps import DeadlinePassed, Fired, Sleep
 from shim.keeper import orphans
 from shim.task import runc
-from shim.task.exits import SOURCE_KEEPER, SOURCE_WAITID, Ended, Exit
+from shim.task.exits import DRAIN_S, SOURCE_KEEPER, SOURCE_WAITID, Ended, Exit
 from shim.task.lifecycle import STOPPED
 from shim.task.pinning import unpin
 from shim.task.saving import save, save_exec
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from shim.task.process import Process
     from ttrpc.api.events import TaskExit
 
-# What the process wrote is in its pipes when it is reaped; only a reader who does not read can take longer than this.
-DRAIN_S = 2.0
 # For all exits of execs to be told before init's. Their processes are dead with init's namespace; what takes time is
 # draining them, and a `runc exec` that was under way.
 EXECS_S = 10.0

@@ -16,6 +16,11 @@ SOURCE_UNKNOWN, SOURCE_WAITID, SOURCE_KEEPER, SOURCE_PIDFD = 0, 1, 2, 3
 # What a caller is told of an exit nobody knows the status of: no code a program would choose.
 UNKNOWN_STATUS = 255
 VERSION = 1
+# How long an exit waits for the output that came before it. What the process wrote is in its pipes when it is reaped;
+# only a reader who does not read can take longer. Until then there is no record: whoever waits for one waits longer.
+DRAIN_S = 2.0
+# From then on, for the record: a disk that is busy.
+WRITE_S = 0.5
 
 
 class Ended:

@@ -1,5 +1,6 @@
 """The shim as a process: how it is started, what it leaves on disk, how it dies, and what `delete` says afterwards."""
 
+import contextlib
 import hashlib
 import os
 import signal
@@ -11,6 +12,8 @@ import time
 
 import pytest
 
+from shim.actions.delete import END_S, RECORD_S, WHOLE_S
+from shim.task.exits import DRAIN_S
 from tests.support import leaks
 from tests.support.shimbox import NAMESPACE, ShimBox, running
 from tests.support.waiting import wait_until
@@ -318,6 +321,29 @@ def test_delete_with_the_shim_alive_ends_both() -> None:
     """A daemon that lost only the connection: the shim tells the real exit, and does not stay behind."""
     with running() as box:
         assert delete(box).exit_status == 137
+        box.wait_for_shim_end()
+
+
+def test_delete_waits_for_an_exit_whose_output_nobody_takes() -> None:
+    """For DRAIN_S the shim waits for the reader, before it writes down how init ended: `delete` must not guess."""
+    assert DRAIN_S < RECORD_S < WHOLE_S - END_S
+    with ShimBox(["sh", "-c", "echo the last words; exit 42"], terminal=True) as box:
+        fifo = os.path.join(box.folder, "out")
+        os.mkfifo(fifo)
+        reader = os.open(fifo, os.O_RDWR | os.O_NONBLOCK)
+        try:
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    os.write(reader, bytes(4096))
+            box.create(stdout=fifo)
+            pid = box.state().pid
+            box.start()
+            wait_until(lambda: not is_running(pid), what="init to be over")
+            answer = delete(box)
+        finally:
+            os.close(reader)
+
+        assert (answer.pid, answer.exit_status) == (pid, 42)
         box.wait_for_shim_end()
 
 
