@@ -13,7 +13,7 @@ from shim.core.reaper import NotOurChild
 from shim.core.steps import DeadlinePassed, Fired, Signal
 from shim.errors import failed_precondition, internal, not_found, unknown
 from shim.task import mounts, runc
-from shim.task.ending import ENDING_S, execs_started, kill_everyone, thaw
+from shim.task.ending import ENDING_S, execs_started, freeze, kill_everyone, thaw
 from shim.task.lifecycle import CREATED, CREATING, DELETED, PAUSED, RUNNING, STOPPED
 from shim.task.process import Process
 from shim.task.saving import save_and_tell
@@ -233,7 +233,7 @@ class Container:
             try:
                 yield from execs_started(self)
                 faults.point("pause.begun")
-                yield from self.runc.call(self.parts.reaper, "pause", "pause", self.id, deadline_s=runc.PAUSE_S)
+                yield from freeze(self)
                 faults.point("pause.run")
             except StatusError:
                 yield from thaw(self)  # a freeze that was cut short must not leave the container half frozen

@@ -217,6 +217,11 @@ def is_not_running(error: StatusError) -> bool:
     return is_gone(error) or "container not running" in error.message
 
 
+def has_not_frozen(error: StatusError) -> bool:
+    """Whether runc gave up waiting for the kernel to freeze everybody, and let them go. Source: runc, fs/freezer.go."""
+    return "unable to freeze" in error.message
+
+
 def _begin_log(path: str) -> int:
     """Where the words of the next call will begin."""
     try:

@@ -12,8 +12,8 @@ from tests.support.limited import Container
 def make_container() -> Iterator[Any]:
     made: list[Container] = []
 
-    def make(script: str) -> Container:
-        made.append(Container(script))
+    def make(script: str, **options: int) -> Container:
+        made.append(Container(script, **options))
         return made[-1]
 
     yield make

@@ -420,6 +420,31 @@ def test_exit_while_pausing_is_not_followed_by_paused(stage: Stage) -> None:
     assert stage.told() == ["create", "start", "exit init"]
 
 
+def test_pause_is_tried_again_while_the_host_is_too_busy_to_freeze(stage: Stage) -> None:
+    container = started(stage)
+    asked = stage.ask(container.pause())
+    for _ in range(3):
+        stage.fails("pause", "unable to freeze")
+        assert not asked.is_done
+        stage.later(0.1)
+    stage.does("pause")
+
+    asked.result()
+    assert stage.told() == ["create", "start", "paused"]
+
+
+def test_pause_is_given_up_when_it_does_not_freeze(stage: Stage) -> None:
+    container = started(stage)
+    asked = stage.ask(container.pause())
+    stage.now += 6.0
+    stage.fails("pause", "unable to freeze")
+    stage.does("resume")
+
+    with pytest.raises(StatusError, match="OCI runtime pause failed: unable to freeze"):
+        asked.result()
+    assert container.state == RUNNING
+
+
 def test_pause_that_fails_is_thawed(stage: Stage) -> None:
     container = started(stage)
     asked = stage.ask(container.pause())
