@@ -11,7 +11,7 @@ import signal
 from shim import faults
 from shim.core import kernel
 from shim.params import Params
-from shim.upgrade import handover
+from shim.upgrade import carriedcalls, handover
 from shim.version import VERSION
 
 TYPE_CHECKING = False
@@ -40,16 +40,18 @@ def main(fd: int, words: "list[str]") -> int:
     log = ShimLog(params.bundle, params.id, debug=params.debug)
     # Copies are used, so that the fds themselves are there for the way back.
     named = {**carried["spares"], LISTENER: -1, LOCK: -1}
-    spares = {name: _copy(spare) for name, spare in named.items()}
-    link = KeeperLink(_copy(carried["keeper"]), spares, lock_fd=_copy(carried["lock"]), is_raised=True, carried=carried)
+    spares = {name: copy(spare) for name, spare in named.items()}
+    link = KeeperLink(copy(carried["keeper"]), spares, lock_fd=copy(carried["lock"]), is_raised=True, carried=carried)
     try:
-        shim = Shim(_copy(carried["listener"]), params, log, link)
+        shim = Shim(copy(carried["listener"]), params, log, link)
         faults.point("upgrade.restored")
     except BaseException as error:
         log.failure(f"version {VERSION} cannot go on in place", error)
         raise
     try:
-        for each in {fd, carried["listener"], carried["lock"], carried["keeper"], *carried["spares"].values()} - {-1}:
+        clients = (carried.get("clients") or {}).get("fds", ())
+        held = {carried["listener"], carried["lock"], carried["keeper"], *carried["spares"].values(), *clients}
+        for each in {fd, *held} - {-1}:
             os.close(each)
         drop_ballast(shim.loop, carried["ballast"])
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
@@ -63,7 +65,7 @@ def main(fd: int, words: "list[str]") -> int:
         os._exit(1)
 
 
-def _copy(fd: int) -> int:
+def copy(fd: int) -> int:
     """Not inherited by anybody."""
     return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) if fd >= 0 else -1
 
@@ -101,7 +103,12 @@ def _inode(fd: int) -> "tuple[int, int]":
 def check(fd: int) -> int:
     """Read all that `main` would, change nothing, and print what was found; the exit code. Blocks."""
     try:
-        os.write(1, json.dumps({"version": VERSION, "found": look(handover.read(fd))}).encode())
+        os.write(
+            1,
+            json.dumps(
+                {"version": VERSION, "found": look(handover.read(fd)), "carries": carriedcalls.VERSION}
+            ).encode(),
+        )
     except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer
         os.write(2, f"{type(error).__name__}: {error}\n".encode(errors="replace"))
         return 1

@@ -35,6 +35,10 @@ class Inbox:
     def is_full(self) -> bool:
         return self.held_bytes >= self.window_bytes
 
+    def waiting(self) -> "list[bytes]":
+        """What nobody took yet, oldest first."""
+        return list(self._payloads)
+
     def clear(self) -> None:
         self._payloads.clear()
         self.held_bytes = 0

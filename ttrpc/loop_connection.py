@@ -4,12 +4,13 @@ import select
 import socket
 
 from ttrpc.connection import CALLEE, Connection
+from ttrpc.envelope import Request
 from ttrpc.errors import ConnectionLost, StatusError
 from ttrpc.outbox import HIGH_WATER_BYTES, LOW_WATER_BYTES, Outbox
 from ttrpc.server_call import ServerCall
 from ttrpc.service import parse
 from ttrpc.status import Code
-from ttrpc.streams import REQUEST_CLOSED, REQUEST_UNARY
+from ttrpc.streams import REQUEST_CLOSED, REQUEST_UNARY, STATES
 from ttrpc.wire_events import MessageReceived, Refused, RequestReceived
 
 TYPE_CHECKING = False
@@ -145,6 +146,10 @@ class LoopConnection:
                 call.inbox.put(event.payload)
             if event.shape is REQUEST_CLOSED:
                 call.half_closed()
+        self.begin(call)
+
+    def begin(self, call: ServerCall) -> None:
+        """Have a call answered."""
         try:
             self.server.start(call)
         except Exception as error:  # noqa: BLE001 - one call's failure is answered and reported, and is nobody else's
@@ -250,23 +255,41 @@ class LoopConnection:
             call.cancelled()
 
     def snapshot(self) -> "dict[str, Any]":
-        """All state of this connection as plain values: what a successor needs to go on with the same socket."""
+        """All state of this connection as plain values: what a successor needs to go on with the same socket.
+
+        What the handlers of streams have is theirs: see ServerCall.carry.
+        """
         return {
             "last_id": self.core.last_id,
             "unparsed": self.core.reader.unparsed,
             "skipping_bytes": self.core.reader.skipping_bytes,
             "unsent": self.outbox.unsent(),
             "at_eof": self._at_eof,
-            "calls": [
-                {
-                    "stream_id": call.stream_id,
-                    "state": self.core.open_streams[call.stream_id],
-                    "service": call.service,
-                    "method": call.method.name,
-                    "payload": call.payload,
-                    "metadata": list(call.metadata_pairs),
-                    "deadline_s": call.deadline_s,
-                }
-                for call in self.calls.values()
-            ],
+            "calls": [call.snapshot() for call in self.calls.values()],
         }
+
+    def restore(self, state: "dict[str, Any]") -> None:
+        """Be the connection of which this is the snapshot: same socket, same calls.
+
+        Order: nothing is written, and no call begun: for each of `calls` `begin` follows, or what its stream
+        goes on by; then `adjust`. Raises: StatusError for a method that is not served here.
+        """
+        self.core = Connection(
+            CALLEE, unparsed=state["unparsed"], skip=state["skipping_bytes"], last_id=state["last_id"]
+        )
+        self._at_eof = state["at_eof"]
+        if state["unsent"]:
+            self.outbox = Outbox()
+            self.outbox.put(state["unsent"])
+        for each in state["calls"]:
+            timeout_ns = int((each["deadline_s"] or 0) * 1e9)
+            pairs = [(key, value) for key, value in each["metadata"]]
+            request = Request(each["service"], each["method"], each["payload"], timeout_ns, pairs)
+            method, handler = self.server.registry.lookup(request.service, request.method)
+            call = ServerCall(self, RequestReceived(each["stream_id"], method.shape, request), method, handler)
+            if not method.client_streaming:
+                call.request = parse(method.input, request.payload or b"", Code.INVALID_ARGUMENT)
+            call.restore(each)
+            # Interned, for states are compared by identity.
+            self.core.open_streams[call.stream_id] = next(name for name in STATES if name == each["state"])
+            self.calls[call.stream_id] = call

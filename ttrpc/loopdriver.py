@@ -162,6 +162,20 @@ class LoopServer:
         connection.lose()
         return None
 
+    def restore(self, sock: socket.socket, state: "dict[str, Any]") -> LoopConnection:
+        """Go on with a connection of other code in this process, whose `snapshot` this is.
+
+        Order: as for LoopConnection.restore. Raises: OSError, StatusError; then the socket is closed.
+        """
+        connection = LoopConnection(self, sock, None if self.trust_any_peer else peer_of(sock))
+        self.connections.add(connection)
+        try:
+            connection.restore(state)
+        except BaseException:
+            connection.lose()
+            raise
+        return connection
+
     def lost(self, connection: LoopConnection) -> None:
         """A connection is closed (told by itself)."""
         self.connections.discard(connection)

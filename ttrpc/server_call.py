@@ -2,6 +2,7 @@
 
 from ttrpc.errors import LocalMisuse, StatusError
 from ttrpc.inbox import Inbox
+from ttrpc.ledger import NO_FACT, Unanswered
 from ttrpc.outbox import HIGH_WATER_BYTES
 from ttrpc.service import parse
 from ttrpc.status import Code, Status
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
 
-    from ttrpc.ledger import Unanswered
     from ttrpc.loop_connection import LoopConnection
     from ttrpc.peer import Peer
     from ttrpc.service import Method
@@ -36,8 +36,10 @@ class ServerCall:
         "_on_message",
         "_paused",
         "answered",
+        "carry",
         "connection",
         "deadline_s",
+        "fact",
         "handler",
         "inbox",
         "is_open",
@@ -64,6 +66,10 @@ class ServerCall:
         self.answered = False
         self.request: Any = None
         self.recovered: Unanswered | None = None  # of a call that another process had taken in, and was killed
+        self.fact = NO_FACT  # what was so before it was begun
+        # What its handler has of a stream that other code in this process would need to go on with it: plain values,
+        # the handler's own. None: it was not begun, and can be begun by whoever goes on.
+        self.carry: Callable[[], dict[str, Any]] | None = None
         self.on_drain: Callable[[], None] | None = None
         self.inbox: Inbox | None = Inbox(connection.server.window_bytes) if method.client_streaming else None
         self._paused = False
@@ -87,6 +93,7 @@ class ServerCall:
 
     def begin(self, fact: int) -> None:
         """Say that it is done from here on, and what is so before it: a successor is told, in `recovered`."""
+        self.fact = fact
         self.connection.note(self, fact)
 
     def promise(self, message: "Message") -> None:
@@ -220,6 +227,37 @@ class ServerCall:
             callback, self._on_half_close = self._on_half_close, None
             callback()
 
+    # --- going on in other code
+
+    def snapshot(self) -> "dict[str, Any]":
+        """All of it but what its handler has, as plain values."""
+        return {
+            "stream_id": self.stream_id,
+            "state": self.connection.core.open_streams[self.stream_id],
+            "service": self.service,
+            "method": self.method.name,
+            "payload": self.payload,
+            "metadata": list(self.metadata_pairs),
+            "deadline_s": self.deadline_s,
+            "fact": self.fact,
+            "half_closed": self._half_closed,
+            "inbox": self.inbox.waiting() if self.inbox is not None else [],
+        }
+
+    def await_drain(self) -> None:
+        """Have `on_drain` called once little is unsent, as after a `send` that was answered by False."""
+        self.connection.awaits_drain(self)
+
+    def restore(self, state: "dict[str, Any]") -> None:
+        """Take what came for it before. It is paused: whoever has begun it anew resumes it."""
+        self._paused = True
+        self._half_closed = state["half_closed"]
+        if self.inbox is not None:
+            for payload in state["inbox"]:
+                self.inbox.put(payload)
+        if state["fact"] != NO_FACT:
+            self.recovered = Unanswered(self.stream_id, state["fact"], b"")
+
     # --- the end from outside
 
     def cancelled(self) -> None:
@@ -236,6 +274,6 @@ class ServerCall:
 
     def _forget_callbacks(self) -> None:
         """Handlers and calls refer to each other; without this each ended call would wait for the garbage collector."""
-        self.on_drain = self._on_message = self._on_half_close = None
+        self.on_drain = self._on_message = self._on_half_close = self.carry = None
         if self.inbox is not None:
             self.inbox.clear()

@@ -152,6 +152,7 @@ class Shim:
         self.forwarder = self._make_forwarder()
         self.calls = Calls(self.loop, self.tasks, log)
         self.connections = Connections(self.parts.spares)
+        self.service = ShimService(self.parts, self.tasks, self.started_at_ns)
         self.server = self._make_server(listener_fd)
         self.loop.call_later(IDLE_S, lambda: self._end_when_idle(IDLE_S))
         log.info(f"serving version={VERSION} pid={os.getpid()} namespace={params.namespace}")
@@ -193,7 +194,12 @@ class Shim:
             takeover.go_on(self.tasks, earlier, carried)
         else:
             self.parts.spares.settle()
-        self.connections.resume(self.server)
+        if carried.get("clients"):
+            from shim.resume import copy
+            from shim.upgrade import carriedcalls  # only here
+
+            carriedcalls.restore(self, carried["clients"], copy)
+        self.connections.resume(self.server)  # last: these calls are answered at once
 
     def run(self) -> None:
         """Serve until `finish`. Blocks."""
@@ -215,7 +221,7 @@ class Shim:
         registry = Registry()
         for name in SERVICES:
             registry.register(name, self.tasks)
-        registry.register(SERVICE, ShimService(self.parts, self.tasks, self.started_at_ns))
+        registry.register(SERVICE, self.service)
         return LoopServer(
             self.loop,
             registry,

@@ -6,6 +6,8 @@ import os
 from shim import faults
 from shim.errors import failed_precondition, invalid_argument, not_found
 from shim.serving.journal import Cursor
+from shim.streams.attach import Hub
+from shim.streams.logs import EndedLog, LogFollower
 from shim.task import execs
 from shim.task.lifecycle import DELETED
 from shim.task.runc import find_binary
@@ -15,11 +17,15 @@ from ttrpc.errors import StatusError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
     from google.protobuf.empty_pb2 import Empty
 
     from shim.core.steps import Handler
     from shim.serving.parts import Parts
     from shim.serving.service import TaskService
+    from shim.streams.stdio import Stdio
     from shim.task.process import Process
     from ttrpc.server_call import ServerCall
 
@@ -138,6 +144,38 @@ class ShimService:
         call.on_message(first)
         call.on_half_close(ended)
 
+    def go_on(self, call: "ServerCall", carried: "dict[str, Any]", copy: "Callable[[int], int]") -> None:
+        """Serve a stream that other code in this process has served; ``carried`` is what ServerCall.carry told it.
+
+        Nothing is sent before the loop runs. Raises: ValueError for one that nobody here knows.
+        """
+        if call.method.name == "Follow":
+            Follower(self.parts, call, int(carried["after_seq"]))
+        elif call.method.name == "Attach":
+            self._go_on_attached(call, carried)
+        elif call.method.name == "Logs":
+            stdio = self._stdio_of("")
+            log = stdio.log if stdio is not None and not carried["is_over"] else None
+            carried["fds"] = [copy(fd) for fd in carried["fds"]]
+            ended = EndedLog(carried["path"], is_json=carried["is_json"])
+            LogFollower(self.parts.loop, log or ended, call, call.request, over=log is None, carried=carried)
+        else:
+            raise ValueError(f"a stream of {call.method.name} cannot be gone on with")
+
+    def _go_on_attached(self, call: "ServerCall", carried: "dict[str, Any]") -> None:
+        stdio = self._stdio_of(shim.AttachOpen.FromString(carried["opening"]).exec_id)
+        if stdio is not None and stdio.hub is not None:
+            client = stdio.hub.restore(call, carried)
+            stdio.inputs.serve(call, stdin=client.opening.stdin, is_paused=True)
+            return
+        # Its process is deleted, and it has still to be told what was before.
+        client = Hub(terminal=False, keep=False).restore(call, carried)
+        if not client.is_finishing:
+            self.parts.loop.call_soon(lambda: client.cut("the process is gone"))
+
+    def _stdio_of(self, exec_id: str) -> "Stdio | None":
+        return next((process.stdio for process in self._processes() if process.exec_id == exec_id), None)
+
     def _attach(self, message: "shim.AttachInput", call: "ServerCall") -> None:
         if message.WhichOneof("input") != "open":
             raise invalid_argument("the first message of an attach stream must be open")
@@ -163,6 +201,7 @@ class Follower:
         self._unsubscribe = parts.journal.subscribe(self._schedule)
         call.on_drain = self._drained
         call.on_cancel(self._unsubscribe)
+        call.carry = lambda: {"after_seq": self._cursor.seq}
         self._schedule()
 
     def _schedule(self) -> None:

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from shim.core.loop import Loop
     from ttrpc.api.shim import AttachInput, AttachOpen, AttachOutput, ExitRecord
     from ttrpc.server_call import ServerCall
 
@@ -159,6 +160,19 @@ class Hub:
             self.weigh()
         return client
 
+    def restore(self, call: "ServerCall", carried: "dict[str, Any]") -> "Client":
+        """Go on with a client that other code in this process had, and let `carry` tell of it. Sends nothing now."""
+        client = Client(self, call, api.AttachOpen.FromString(carried["opening"]))
+        client.put_back(carried)
+        if client.is_finishing:
+            return client
+        if self.exit_record is not None:
+            client.finish(self.exit_record)
+        else:
+            self._clients.append(client)
+            self.weigh()
+        return client
+
     def remove(self, client: "Client") -> None:
         if client in self._clients:
             self._clients.remove(client)
@@ -180,6 +194,7 @@ class Hub:
     def exited(self, exit_record: "ExitRecord") -> None:
         """Every client gets what is queued for it, then the exit, then the end."""
         self.exit_record = exit_record
+        self._released = True
         for client in list(self._clients):
             client.finish(exit_record)
 
@@ -200,10 +215,12 @@ class Client:
         "_over",
         "_queue",
         "_queued_bytes",
+        "opening",
         "wants_output",
     )
 
     def __init__(self, hub: Hub, call: "ServerCall", opening: "AttachOpen") -> None:
+        self.opening = opening
         self.wants_output: bool = opening.output
         self._backpressure: bool = opening.backpressure
         self._hub = hub
@@ -215,6 +232,29 @@ class Client:
         self._over = False
         call.on_drain = self._drained
         call.on_cancel(self._gone)
+        call.carry = self.carry
+
+    def carry(self) -> "dict[str, Any]":
+        """What other code needs to go on with this client, in this process."""
+        return {
+            "opening": self.opening.SerializeToString(),
+            "queue": [message.SerializeToString() for message in self._queue],
+            "exit": self._exit.SerializeToString() if self._exit is not None else None,
+        }
+
+    def put_back(self, carried: "dict[str, Any]") -> None:
+        """Take what `carry` told. It counts as choked until the connection says how much is unsent."""
+        self._queue = [api.AttachOutput.FromString(raw) for raw in carried["queue"]]
+        self._queued_bytes = sum(len(message.stdout) or len(message.stderr) for message in self._queue)
+        if carried["exit"] is not None:
+            self._exit = api.ExitRecord.FromString(carried["exit"])
+        self._choked = True
+        self._call.await_drain()
+
+    @property
+    def is_finishing(self) -> bool:
+        """Whether it knows of the exit, and gets what was before that."""
+        return self._exit is not None
 
     @property
     def holds_up(self) -> bool:
@@ -293,9 +333,16 @@ class Client:
 class Inputs:
     """The receiving half of all attach clients: their bytes go into one outlet, and they wait while it is full."""
 
-    __slots__ = ("_waiting", "close_stdin", "outlet", "resize")
+    __slots__ = ("_loop", "_waiting", "close_stdin", "outlet", "resize")
 
-    def __init__(self, outlet: "Any", close_stdin: "Callable[[], None]", resize: "Callable[[int, int], None]") -> None:
+    def __init__(
+        self,
+        loop: "Loop",
+        outlet: "Any",
+        close_stdin: "Callable[[], None]",
+        resize: "Callable[[int, int], None]",
+    ) -> None:
+        self._loop = loop
         self.outlet = outlet
         self.close_stdin = close_stdin
         self.resize = resize
@@ -303,8 +350,11 @@ class Inputs:
         if outlet is not None:
             outlet.on_room(self._room)
 
-    def serve(self, call: "ServerCall", *, stdin: bool) -> None:
-        """Heed one client's messages until its stream ends. A client that did not ask for stdin cannot write."""
+    def serve(self, call: "ServerCall", *, stdin: bool, is_paused: bool = False) -> None:
+        """Heed one client's messages until its stream ends. A client that did not ask for stdin cannot write.
+
+        ``is_paused``: it goes on when there is room, in a turn of its own.
+        """
 
         def message(received: "AttachInput") -> None:
             kind = received.WhichOneof("input")
@@ -321,6 +371,10 @@ class Inputs:
                 self.close_stdin()
 
         call.on_message(message)
+        if is_paused and self.outlet is not None and self.outlet.full:
+            self._waiting.append(call)
+        elif is_paused:
+            self._loop.call_soon(call.resume)
 
     def _room(self) -> None:
         waiting, self._waiting = self._waiting, []

@@ -60,6 +60,20 @@ class _File:
             self.fd = -1
 
 
+class EndedLog:
+    """A log to which nothing is written any more: all that following it takes."""
+
+    def __init__(self, path: str, *, is_json: bool) -> None:
+        self.path = path
+        self.is_json = is_json
+        self.size_bytes = 0  # each of the follower's files has its end
+        self.followers: list[Any] = []
+
+    def fileno(self) -> int:
+        """It has none."""
+        return -1
+
+
 class LogFollower:
     """Serves one Logs call. Owns its own fds on the log's files; memory is one block and the client's queue.
 
@@ -68,7 +82,14 @@ class LogFollower:
     """
 
     def __init__(
-        self, loop: "Loop", log: "LogFile", call: "ServerCall", request: "LogsRequest", *, over: bool = False
+        self,
+        loop: "Loop",
+        log: "LogFile | EndedLog",
+        call: "ServerCall",
+        request: "LogsRequest",
+        *,
+        over: bool = False,
+        carried: "dict[str, Any] | None" = None,
     ) -> None:
         self._log = log
         self._call = call
@@ -83,15 +104,53 @@ class LogFollower:
         self._carry = b""
         self._wake = Signal()
         self._drained = Signal()
+        self._unsent: list[LogRecord] = []
+        self._is_placed = False
+        self._files: list[_File] = []
+        if carried is None:
+            self._open_files()
+        else:
+            self._put_back(carried)
+        if not self._over:
+            log.followers.append(self)
+        call.on_drain = self._on_drain
+        call.carry = self.carry
+        task = loop.spawn(self._serve(is_carried=carried is not None), self._finished, is_watch=True)
+        # Not at once: the connection may be found dead by a send from within the handler, which cannot be closed there.
+        call.on_cancel(lambda: loop.call_soon(task.cancel))
+
+    def _open_files(self) -> None:
+        log = self._log
         self._files = [_File(age) for age in existing_ages(log.path) if age > 0]
         active = _File(0, fd=pipes.reopen(log.fileno(), os.O_RDONLY))
         active.end = None if self._follow else log.size_bytes
         self._files.append(active)
-        log.followers.append(self)
-        call.on_drain = self._on_drain
-        task = loop.spawn(self._serve(), self._finished, is_watch=True)
-        # Not at once: the connection may be found dead by a send from within the handler, which cannot be closed there.
-        call.on_cancel(lambda: loop.call_soon(task.cancel))
+
+    def carry(self) -> "dict[str, Any]":
+        """What other code needs to go on with this call, in this process. `fds` are those of the files, in order."""
+        return {
+            "path": self._log.path,
+            "is_json": self._log.is_json,
+            "is_over": self._over,
+            "is_placed": self._is_placed,
+            "files": [
+                (file.age, self._end_of(file) if self._over and file.age == 0 else file.end, file.offset, file.fd >= 0)
+                for file in self._files
+            ],
+            "fds": [file.fd for file in self._files if file.fd >= 0],
+            "carry": self._carry,
+            "unsent": [message.SerializeToString() for message in self._unsent],
+        }
+
+    def _put_back(self, carried: "dict[str, Any]") -> None:
+        fds = iter(carried["fds"])
+        for age, end, offset, is_open in carried["files"]:
+            file = _File(age, end, next(fds) if is_open else -1)
+            file.offset = offset
+            self._files.append(file)
+        self._is_placed = carried["is_placed"]
+        self._carry = carried["carry"]
+        self._unsent = [api.LogRecord.FromString(raw) for raw in carried["unsent"]]
 
     # --- told by the writer
 
@@ -126,12 +185,18 @@ class LogFollower:
 
     # --- serving
 
-    def _serve(self) -> "Handler":
+    def _serve(self, *, is_carried: bool) -> "Handler":
         try:
-            if self._tail is not None:
+            if is_carried:
+                yield Sleep(0.0)  # nothing may be sent before the loop runs
+            if self._is_placed:
+                if not (yield from self._send(self._unsent)):
+                    return
+            elif self._tail is not None:
                 yield from self._seek_tail(self._tail)
             elif self._since_ns is not None:
                 self._seek_time(self._since_ns)
+            self._is_placed = True
             yield from self._send_all()
         finally:
             if self in self._log.followers:
@@ -199,14 +264,16 @@ class LogFollower:
 
     def _send(self, records: "list[LogRecord]") -> "Handler":
         """Send at the client's pace; False once they are newer than was asked for."""
-        for message in records:
+        for index, message in enumerate(records):
             if self._until_ns is not None and message.HasField("at"):
                 at_ns = wkt.nanoseconds(message.at)
                 if at_ns is not None and at_ns > self._until_ns:
                     return False
             self._drained = Signal()
             if not self._call.send(message):
+                self._unsent = records[index + 1 :]
                 yield Fired(self._drained)
+        self._unsent = []
         return True
 
     def _until_woken(self) -> "Handler":

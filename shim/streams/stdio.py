@@ -82,7 +82,7 @@ class Stdio:
         self.hub: Hub | None = None
         self._on_change = on_change  # of what a successor must know
         self.input = Stdin(loop, self._spares, on_change)
-        self._inputs = Inputs(self.input.outlet, self.close_stdin, self.resize)
+        self.inputs = Inputs(loop, self.input.outlet, self.close_stdin, self.resize)
         self._console: ConsoleSocket | None = None
         self._master_fd: int | None = None
         self._size: tuple[int, int] | None = None
@@ -304,7 +304,7 @@ class Stdio:
             raise failed_precondition("its output goes to the FIFO its creator named: create it with attach: or log://")
         hub.add(call, opening)
         if call.is_open:
-            self._inputs.serve(call, stdin=opening.stdin)
+            self.inputs.serve(call, stdin=opening.stdin)
 
     def _feeds_attached_output(self) -> bool:
         return self.terminal or self._out.kind in (ATTACH, LOG, FILE) or self._request.stderr == "attach:"

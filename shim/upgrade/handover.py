@@ -4,6 +4,7 @@ A memory file of JSON; the fds it names are open in the process. What this relea
 is added to it must be optional. VERSION rises when a reader that does not know of a change would do wrong.
 """
 
+import binascii
 import json
 import os
 
@@ -42,7 +43,7 @@ def write(handover: "dict[str, Any]") -> int:
     """The memory file's fd, the caller's. Raises: OSError."""
     fd = os.memfd_create("shimd-handover", os.MFD_CLOEXEC)
     try:
-        view = memoryview(json.dumps({**handover, "version": VERSION}).encode())
+        view = memoryview(json.dumps({**handover, "version": VERSION}, default=_plain).encode())
         at = 0
         while at < len(view):
             at += os.pwrite(fd, view[at:], at)
@@ -57,11 +58,19 @@ def read(fd: int) -> "dict[str, Any]":
     raw = b""
     while part := os.pread(fd, 1 << 20, len(raw)):
         raw += part
-    handover = json.loads(raw)
+    handover = json.loads(raw, object_hook=_bytes_again)
     if not isinstance(handover, dict) or handover.get("version") != VERSION:
         found = handover.get("version") if isinstance(handover, dict) else None
         raise ValueError(f"the handover is of version {found}; this program reads {VERSION}")
     return handover
+
+
+def _plain(data: bytes) -> "dict[str, str]":
+    return {"base64": binascii.b2a_base64(data, newline=False).decode("ascii")}
+
+
+def _bytes_again(value: "dict[str, Any]") -> "Any":
+    return binascii.a2b_base64(value["base64"]) if len(value) == 1 and "base64" in value else value
 
 
 def command(python: str, paths: "Sequence[str]", fd: int, back: "Sequence[str]" = ()) -> "list[str]":

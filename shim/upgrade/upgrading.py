@@ -25,7 +25,7 @@ from shim.keeper.code import ABOVE
 from shim.recovery.successor import DOOMED
 from shim.task.lifecycle import DELETED
 from shim.task.saving import save, save_exec
-from shim.upgrade import handover
+from shim.upgrade import carriedcalls, handover
 from shim.upgrade.carrying import carry, trouble
 from shim.version import VERSION
 from ttrpc.api import shim as api
@@ -105,8 +105,10 @@ class Upgrade:
                     check_us=found["check_us"],
                     found=found["found"],
                 )
-            yield from self._await_quiet((request.patience_ms / 1000) or PATIENCE_S)
-            self._execute(python, paths, found)
+            carries = found.pop("carries")
+            yield from self._await_quiet((request.patience_ms / 1000) or PATIENCE_S, cuts_streams=not carries)
+            found["clients"], client_fds = carriedcalls.carry(self._shim) if carries else (None, set())
+            self._execute(python, paths, found, client_fds)
         finally:
             self._is_busy = False
             self._thaw()
@@ -145,19 +147,22 @@ class Upgrade:
             raise failed_precondition(f"the new program cannot go on from here: {last}")
         try:
             found: dict[str, Any] = json.loads(output)
-            return {"version": str(found["version"]), "found": str(found["found"])}
+            carries = found.get("carries") == carriedcalls.VERSION
+            return {"version": str(found["version"]), "found": str(found["found"]), "carries": carries}
         except (ValueError, KeyError, TypeError):
             raise failed_precondition(f"the new program's check says {output[:200]!r}") from None
 
     # --- the moment
 
-    def _await_quiet(self, patience_s: float) -> "Handler":
+    def _await_quiet(self, patience_s: float, *, cuts_streams: bool) -> "Handler":
         """Wait until nothing is under way. For the second half of the time nothing new is begun.
+
+        ``cuts_streams``: the new program, an older one, does not go on with them.
 
         Raises: FailedPrecondition naming what does not end.
         """
         began, pause_s = time.monotonic(), LOOK_FIRST_S
-        while why := self._what_hinders(time.monotonic() - began < patience_s / 2):
+        while why := self._what_hinders(cuts_streams and time.monotonic() - began < patience_s / 2):
             waited_s = time.monotonic() - began
             if waited_s > patience_s:
                 raise failed_precondition(f"busy: {why}; nothing was changed, try again")
@@ -221,7 +226,7 @@ class Upgrade:
             },
         }
 
-    def _execute(self, python: str, paths: "list[str]", found: "dict[str, Any]") -> None:
+    def _execute(self, python: str, paths: "list[str]", found: "dict[str, Any]", client_fds: "set[int]") -> None:
         """Order: all is quiet, and nothing runs between that and this. Raises: FailedPrecondition."""
         shim, frozen_at_ns = self._shim, time.monotonic_ns()
         container = shim.tasks.container
@@ -239,7 +244,7 @@ class Upgrade:
             **self._facts(), **found, "failed": "", "frozen_at_ns": frozen_at_ns, "listener": self._listener_fd,
             "lock": self._lock_fd, "keeper": keeper_fd, "spares": held, "ballast": sorted(ballast),
         }  # fmt: skip
-        fds |= ballast
+        fds |= ballast | client_fds
         try:
             fds.add(handover_fd := handover.write(facts))
         except OSError as error:
@@ -263,7 +268,7 @@ class Upgrade:
 
 def is_streaming(connection: "LoopConnection") -> bool:
     """Whether something is on its way between us and a client whose connection ends with this code."""
-    if not connection.calls or getattr(connection, "ledger", None) is not None:
+    if not connection.calls or not carriedcalls.is_carried(connection):
         return False
     if connection.outbox.unsent_bytes or waiting_bytes(connection.fd):
         return True

@@ -17,6 +17,7 @@ from tests.contract.ttrpc_sides import listen
 from tests.support.waiting import wait_until
 from ttrpc.api import task, wkt
 from ttrpc.errors import LocalMisuse, StatusError
+from ttrpc.ledger import NO_FACT
 from ttrpc.loopdriver import LoopServer
 from ttrpc.outbox import HIGH_WATER_BYTES, LOW_WATER_BYTES
 from ttrpc.server_call import ServerCall
@@ -343,6 +344,9 @@ def test_everything_a_successor_needs_is_plain_data(bench: Bench, caller: RawCal
                 "payload": Text(number=3).SerializeToString(),
                 "metadata": [],
                 "deadline_s": None,
+                "fact": NO_FACT,
+                "half_closed": False,
+                "inbox": [],
             }
         ],
     }

@@ -253,30 +253,6 @@ def test_input_that_was_not_read_yet_and_an_unfinished_line_of_a_terminal() -> N
         assert [json.loads(line)["log"] for line in leaks.read(f"{box.folder}/log").splitlines()] == ["half a line\r\n"]
 
 
-def test_what_an_attached_client_has_sent_arrives_before_it_is_cut_off(box: KeptBox) -> None:
-    """The process does not read at first: what it has no room for waits in the shim and in the socket."""
-    box.create()
-    box.start()
-    box.add_exec("e", ["sh", "-c", "sleep 1; md5sum"], stdin="attach:", stdout="attach:", stderr="attach:")
-    data, stream = b"0123456789abcdef" * 4096, box.connect().open_stream(SHIM, "Attach")
-    stream.send(shim.AttachInput(open=shim.AttachOpen(exec_id="e", stdin=True, output=True)))
-    assert stream.receive(timeout_s=20).HasField("opened")
-    box.start("e")
-    for _ in range(4):
-        stream.send(shim.AttachInput(stdin=data))
-    upgrade(box)
-    with pytest.raises(ConnectionLost):
-        stream.receive(timeout_s=20)
-    again = box.connect().open_stream(SHIM, "Attach")
-    again.send(shim.AttachInput(open=shim.AttachOpen(exec_id="e", output=True, replay_bytes=1000)))
-    box.call("CloseIO", task.CloseIORequest(id=box.id, exec_id="e", stdin=True))
-    told = b""
-    while (message := again.receive(timeout_s=20)) is not None:
-        told += message.stdout
-
-    assert hashlib.md5(4 * data).hexdigest().encode() in told
-
-
 # --- exits and calls meanwhile
 
 

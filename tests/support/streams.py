@@ -66,6 +66,7 @@ class FakeCall:
         self.paused = False
         self.dies_at = 0  # the send which finds the connection dead
         self.on_drain: Callable[[], None] | None = None
+        self.carry: Callable[[], dict[str, Any]] | None = None
         self._message: Callable[[Any], None] | None = None
         self._cancel: list[Callable[[], None]] = []
 
@@ -91,6 +92,9 @@ class FakeCall:
         assert not self.finished
         self.failure = (int(code), message)
         self.is_open = False
+
+    def await_drain(self) -> None:
+        pass
 
     def on_message(self, callback: Callable[[Any], None]) -> None:
         self._message = callback
