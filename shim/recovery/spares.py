@@ -104,9 +104,10 @@ class Spares:
         if not is_known:
             self._later(name)
 
-    def drop(self, name: str) -> None:
-        """Have the copy closed, if there is one."""
-        if self._held.pop(name, None) is not None:
+    def drop(self, name: str, fd: "int | None" = None) -> None:
+        """Have the copy closed, if there is one; with ``fd``, if it is of this one, and not of who came after."""
+        if name in self._held and fd in (None, self._held[name]):
+            del self._held[name]
             self._later(name)
 
     def take(self, name: str) -> "int | None":
@@ -253,9 +254,9 @@ class Share:
         if self._spares is not None:
             self._spares.hold(f"{self._name}.{what}", fd)
 
-    def drop(self, what: str) -> None:
+    def drop(self, what: str, fd: "int | None" = None) -> None:
         if self._spares is not None:
-            self._spares.drop(f"{self._name}.{what}")
+            self._spares.drop(f"{self._name}.{what}", fd)
 
     def take(self, what: str) -> "int | None":
         return self._spares.take(f"{self._name}.{what}") if self._spares is not None else None

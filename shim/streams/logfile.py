@@ -17,24 +17,12 @@ from shim.streams.targets import DROP, JSON, LOG
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Protocol
 
     from shim.core.loop import Loop, Timer
+    from shim.streams.logread import Follower
     from shim.streams.records import Batch, Mark
     from shim.streams.spool import Book
     from shim.streams.targets import Target
-
-    class Follower(Protocol):
-        """Who reads the log while it is written."""
-
-        def log_grew(self) -> None:
-            """More bytes are committed."""
-
-        def log_rotated(self, finished_bytes: int, taken_age: int) -> None:
-            """The file ended with this many bytes; those up to this age are one older, one that had it is gone."""
-
-        def log_ended(self) -> None:
-            """Nothing more will be written."""
 
 
 RETRY_S = 0.5  # how often a write that failed is tried again
@@ -157,6 +145,8 @@ class LogFile:
 
     # --- what a pump asks
 
+    reads_back = True
+
     @property
     def idle(self) -> bool:
         return not self._pending
@@ -175,10 +165,10 @@ class LogFile:
         """Call it each time writing works again after `blocked`."""
         self._on_room.append(callback)
 
-    def splice(self, pipe_fd: int) -> "int | None":
+    def splice(self, pipe_fd: int, tell: "Callable[[bytes], None] | None" = None) -> "int | None":
         """Move a chunk of raw output from the pipe to the file; 0 is the pipe's end, None means: `blocked`.
 
-        Raises: BlockingIOError when the pipe is empty.
+        ``tell`` is given what was moved. Raises: BlockingIOError when the pipe is empty.
         """
         over = self._max_size_bytes and self.size_bytes >= self._max_size_bytes
         count = _PAGE_BYTES if over else pipes.CHUNK_BYTES
@@ -188,6 +178,7 @@ class LogFile:
                     self._fail(None)
                     return None
                 moved = pipes.splice_to_file(pipe_fd, self._fd, count, self.size_bytes)
+                data = os.pread(self._fd, moved, self.size_bytes) if tell is not None else b""
         except BlockingIOError:
             raise
         except OSError as error:
@@ -199,6 +190,8 @@ class LogFile:
         if moved:
             faults.point("log.spliced")
             self.size_bytes += moved
+            if tell is not None:
+                tell(data)
             self._recovered()
             if self._max_size_bytes and self.size_bytes >= self._max_size_bytes:
                 self._rotate_raw()
@@ -359,14 +352,20 @@ class LogFile:
 
     def _insert_marker(self) -> None:
         self._truncate_head()
-        text = b"[shimd: %d bytes dropped: no space]\n" % self.unmarked_bytes
-        if self.is_json:
-            batch = record(STDERR, text, self.records.stamp())
-        else:
-            batch = text if self.size_bytes == 0 or self.last_bytes(1) == b"\n" else b"\n" + text
+        batch = self._marker(b"%d bytes dropped: no space" % self.unmarked_bytes)
         self._pending.insert(0, (batch, 0, None))
         self._pending_bytes += len(batch)
         self.unmarked_bytes = 0
+
+    def mark(self, words: bytes) -> None:
+        """Say something of our own, between what is written by now and what follows."""
+        self._append(self._marker(words), 0, None)
+
+    def _marker(self, words: bytes) -> bytes:
+        text = b"[shimd: %b]\n" % words
+        if self.is_json:
+            return record(STDERR, text, self.records.stamp())
+        return text if self.size_bytes == 0 or self.last_bytes(1) == b"\n" else b"\n" + text
 
     # --- rotation
 

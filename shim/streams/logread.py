@@ -7,6 +7,20 @@ from shim.streams.jsonlines import MAX_RECORD_BYTES, RecordReader
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Generator
+    from typing import Protocol
+
+    class Follower(Protocol):
+        """Who reads the log while it is written."""
+
+        def log_grew(self) -> None:
+            """More bytes are committed."""
+
+        def log_rotated(self, finished_bytes: int, taken_age: int) -> None:
+            """The file ended with this many bytes; those up to this age are one older, one that had it is gone."""
+
+        def log_ended(self) -> None:
+            """Nothing more will be written."""
+
 
 BLOCK_BYTES = 1 << 16
 # Escaped, a record's text can be six times as long (every byte a \u00XX), and the rest of it is short.

@@ -27,8 +27,10 @@ if TYPE_CHECKING:
         @property
         def takes_splice(self) -> bool: ...
         @property
+        def reads_back(self) -> bool: ...
+        @property
         def takes_sources(self) -> bool: ...
-        def splice(self, source_fd: int) -> "int | None": ...
+        def splice(self, source_fd: int, tell: "Callable[[bytes], None] | None" = None) -> "int | None": ...
         def take(self, stream: str, source_fd: int, count: int) -> bytes: ...
         def write(self, stream: str, data: bytes) -> None: ...
         def settle(self, stream: str) -> None: ...
@@ -138,18 +140,28 @@ class Pump:
 
     def _move(self) -> "int | None":
         """Take one chunk; 0 is the end, None a sink that just became full."""
+        return self._take(self.fd)
+
+    def _take(self, source_fd: int) -> "int | None":
         sink, hub = self.sink, self._hub
-        if sink is not None and sink.takes_splice and (hub is None or not hub.wants_output):
-            return sink.splice(self.fd)
+        if sink is not None and sink.takes_splice:
+            if hub is None or not hub.wants_output:
+                return sink.splice(source_fd)
+            if sink.reads_back:
+                return sink.splice(source_fd, self._tell_hub)
         if sink is not None and sink.takes_sources:
-            data = sink.take(self.stream, self.fd, self._chunk_bytes)
+            data = sink.take(self.stream, source_fd, self._chunk_bytes)
         else:
-            data = os.read(self.fd, self._chunk_bytes)
+            data = os.read(source_fd, self._chunk_bytes)
             if data and sink is not None:
                 sink.write(self.stream, data)
         if data and hub is not None:
             hub.output(self.stream, data)
         return len(data)
+
+    def _tell_hub(self, data: bytes) -> None:
+        if self._hub is not None:
+            self._hub.output(self.stream, data)
 
     def _hang_up(self) -> None:
         """Every slave of this pty master is closed; one may be opened again, so wait for the next edge only.

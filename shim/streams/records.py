@@ -34,10 +34,9 @@ class Records:
         self._formatters: dict[str, jsonlines.LineFormatter] = {}
 
     def move(self, stream: str, source_fd: int, count: int) -> "tuple[bytes, bool]":
-        """Take a chunk from a pipe or terminal; the flag: by way of the spool.
+        """Take a chunk from a pipe; the flag: by way of the spool.
 
-        A terminal's cannot be spooled (splice(2) wants a pipe), nor while the spool's disk is full.
-        Raises: BlockingIOError when the source is empty; OSError.
+        Not while the spool's disk is full. Raises: BlockingIOError when the source is empty; OSError.
         """
         spool = self.book.spools[stream] if self.book is not None else None
         if spool is not None and spool.is_on:
@@ -64,7 +63,7 @@ class Records:
         if self.book is None:
             return batch, raw_bytes, None
         spool = self.book.spools[stream]
-        end = spool.size - formatter.held_bytes if is_spooled else spool.size
+        end = max(spool.start, spool.size - formatter.held_bytes) if is_spooled else spool.size
         return spool.without_skipped(batch), raw_bytes, (spool, end)
 
     def feed_spooled(self, stream: str, data: bytes, end: int) -> "Batch":
@@ -89,6 +88,11 @@ class Records:
         """What is held back of an unfinished line."""
         formatter = self._formatters.get(stream)
         return formatter.held if formatter is not None else b""
+
+    def held_unspooled(self, stream: str) -> bytes:
+        """What of it is in memory alone. Order: nothing waits to be written."""
+        spool = self.book.spools[stream] if self.book is not None else None
+        return self.held(stream)[spool.size - spool.start if spool is not None else 0 :]
 
     def stamp(self) -> bytes:
         return self._stamper.stamp(time.time_ns())

@@ -80,6 +80,9 @@ class Stdin:
         if self._keep_alive_fd is None:
             raise invalid_argument(f"stdin {path!r}: with a terminal this must be a FIFO")
         os.set_blocking(fd, False)
+        # The reading end, so that the client's input does not break, and what is in the FIFO is not lost; and it ends.
+        self._spares.hold(NAME, fd)
+        self._feeder.on_end = lambda: self._spares.drop(NAME)
         if self.is_ended:
             self._close_keep_alive()
 
@@ -98,7 +101,8 @@ class Stdin:
             self._end_now()
 
     def _end_now(self) -> None:
-        self._spares.drop(NAME)
+        if self._feeder is None:
+            self._spares.drop(NAME)
         self._close_keep_alive()
         if not self._is_terminal and self.outlet.is_open:
             self.outlet.close_when_empty()

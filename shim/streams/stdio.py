@@ -9,7 +9,6 @@ from shim.recovery.spares import Share
 from shim.streams import targets
 from shim.streams.attach import Hub, Inputs
 from shim.streams.clientpaths import open_output
-from shim.streams.console import ConsoleSocket, set_size
 from shim.streams.jsonlines import STDERR, STDOUT
 from shim.streams.logfile import LogFile
 from shim.streams.logprogram import LogProgram
@@ -20,6 +19,7 @@ from shim.streams.spool import Book
 from shim.streams.stdin import Stdin
 from shim.streams.targets import ATTACH, BINARY, CLIENT, FILE, JSON, LOG, NOTHING
 from shim.streams.targets import StdioRequest as StdioRequest
+from shim.streams.terminal import LIFTED, Terminal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,7 +59,6 @@ class Stdio:
         on_change: "Callable[[], None]" = lambda: None,
     ) -> None:
         self.terminal = request.terminal
-        self.console_socket: str | None = None
         self._loop = loop
         self._prefix = os.path.join(io_dir, name)
         self._request = request
@@ -83,13 +82,16 @@ class Stdio:
         self._on_change = on_change  # of what a successor must know
         self.input = Stdin(loop, self._spares, on_change)
         self.inputs = Inputs(loop, self.input.outlet, self.close_stdin, self.resize)
-        self._console: ConsoleSocket | None = None
-        self._master_fd: int | None = None
-        self._size: tuple[int, int] | None = None
+        self._terminal = Terminal(loop, self._spares) if request.terminal else None
         self._started = False
         self._exit_record: ExitRecord | None = None
         self._closed_dropped_bytes = 0
         self._closed = False
+
+    @property
+    def console_socket(self) -> "str | None":
+        """Where the runtime is to send the terminal; None when it has, or there is none."""
+        return self._terminal.socket_path if self._terminal is not None else None
 
     # --- counters
 
@@ -139,8 +141,8 @@ class Stdio:
                 self.program = LogProgram(self._loop, self._out, self._labels, self._report)
                 self.program.on_change = self._on_change
             self._make_hub(err)
-            if self.terminal:
-                self._open_terminal()
+            if self._terminal is not None:
+                self._open_terminal(self._terminal)
             else:
                 if reopens:
                     self.input.reopen(self._source, self._fifo)
@@ -160,25 +162,28 @@ class Stdio:
         if log is not None and not log.is_json:
             self.hub = Hub(terminal=self.terminal, keep=False, replay_from=log.last_bytes)
         elif log is not None or self.terminal or ATTACH in (self._source.kind, self._out.kind, err.kind):
-            self.hub = Hub(terminal=self.terminal, keep=True)
+            # A client's terminal is not remembered: what passes through our memory is what a kill costs.
+            self.hub = Hub(terminal=self.terminal, keep=not (self.terminal and self._out.kind in (CLIENT, BINARY)))
 
-    def _open_terminal(self) -> None:
+    def _open_terminal(self, terminal: Terminal) -> None:
         """Open the client's FIFOs, which are copied from and to, and the socket on which the terminal comes."""
         if self.program is not None or (self._out.kind == CLIENT and not self._is_gone(self._out.path)):
             fd = self._open_terminal_output()
             os.set_blocking(fd, False)
-            self.sinks.append(PipeSink(self._loop, fd, self._spares, STDOUT, takes_splice=False))
+            self.sinks.append(PipeSink(self._loop, fd, self._spares, STDOUT))
         if self._source.kind == CLIENT and not self._is_gone(self._source.path):
             self.input.open_for_terminal(self._source.path)
-        if self._reopens:
-            self._master_fd = self._spares.take("master")
-            if self._master_fd is None:
-                self._report(f"{self._prefix}: its terminal was lost with the shim before this one")
-            else:
-                self._spares.hold("master", self._master_fd)
-            return
-        self._console = ConsoleSocket()
-        self.console_socket = self._console.path
+        hand_path = f"{self._prefix}.hand"
+        lost_bytes = terminal.open(self._fifo(LIFTED), hand_path, reopens=self._reopens)
+        if self._reopens and not terminal.is_there:
+            self._report(f"{self._prefix}: its terminal was lost with the shim before this one")
+        if lost_bytes:
+            words = f"up to {lost_bytes} bytes of the terminal's output lost: its shim was killed"
+            self._report(f"{self._prefix}: {words}")
+            self._closed_dropped_bytes += lost_bytes
+            if self.log is not None:
+                self.log.mark(words.encode())
+            remove(hand_path)
 
     def _open_terminal_output(self) -> int:
         """What takes the terminal's output, for writing."""
@@ -202,7 +207,7 @@ class Stdio:
             if self._direct or not pipes.is_fifo(fd):
                 os.set_blocking(fd, True)
                 return fd
-            sink = PipeSink(self._loop, fd, self._spares, stream, takes_splice=True)
+            sink = PipeSink(self._loop, fd, self._spares, stream)
             self.sinks.append(sink)
         path = self._fifo(stream)
         if self.program is not None:
@@ -215,7 +220,7 @@ class Stdio:
         source_fd = pipes.open_read_end(path)
         self._spares.hold(stream, source_fd)
         self.pumps.append(pump := Pump(self._loop, source_fd, stream, sink, hub))
-        pump.on_end = lambda: self._spares.drop(stream)
+        pump.on_end = lambda: self._spares.drop(stream, source_fd)
         return child_fd
 
     def _fifo(self, stream: str) -> str:
@@ -243,37 +248,19 @@ class Stdio:
         return self._child[0], self._child[1], self._child[2]
 
     def receive_console(self) -> "Handler":
-        """Take the terminal from the runtime, and give it the size asked for by then.
-
-        Raises: StatusError FailedPrecondition when none comes.
-        """
-        assert self._console is not None, "only with terminal, and once"
-        console, self._console = self._console, None
-        try:
-            self._master_fd = yield from console.receive()
-        finally:
-            console.close()
-            self.console_socket = None
-        assert self._master_fd is not None
-        self._spares.hold("master", self._master_fd)
-        if self._size is not None:
-            set_size(self._master_fd, *self._size)
+        """Take the terminal from the runtime. Raises: StatusError FailedPrecondition when none comes."""
+        assert self._terminal is not None, "only with terminal"
+        yield from self._terminal.receive()
 
     def started(self) -> None:
         """The process has its ends: close ours, and let the copying begin."""
         self._started = True
         self._close_child_ends()
-        if self._master_fd is not None:
-            self._connect_terminal(self._master_fd)
+        if self._terminal is not None:
+            sink: LogFile | PipeSink | None = self.sinks[0] if self.sinks else self.log
+            self.pumps.append(self._terminal.connect(self.input.connect_terminal, sink, self.hub))
         for pump in self.pumps:
             pump.start()
-
-    def _connect_terminal(self, master_fd: int) -> None:
-        """Copy both ways between the master and what the request named."""
-        # Fds of their own for reading and writing: the loop keeps one registration per fd.
-        self.input.connect_terminal(os.dup(master_fd))
-        sink: LogFile | PipeSink | None = self.sinks[0] if self.sinks else self.log
-        self.pumps.append(Pump(self._loop, os.dup(master_fd), STDOUT, sink, self.hub))
 
     # --- while it runs
 
@@ -283,9 +270,8 @@ class Stdio:
 
     def resize(self, width: int, height: int) -> None:
         """Set the terminal's size, now or when it comes. Without a terminal nothing happens."""
-        self._size = (width, height)
-        if self._master_fd is not None:
-            set_size(self._master_fd, width, height)
+        if self._terminal is not None:
+            self._terminal.resize(width, height)
 
     def attach(self, call: "ServerCall", opening: "AttachOpen") -> None:
         """Serve one attach stream, from its open message on.
@@ -352,19 +338,17 @@ class Stdio:
         if self._closed:
             return
         self._closed = True
-        for what in (STDOUT, STDERR, "master"):
+        for what in (STDOUT, STDERR):
             self._spares.drop(what)
         self._close_child_ends()
-        if self._console is not None:
-            self._console.close()
-            self._console, self.console_socket = None, None
         if self.hub is not None and self._exit_record is None:
             self.hub.cut_all("the process is gone")
         self.input.close()
         for pump in self.pumps:
             self._close_pump(pump)
-        if self.terminal:
-            for sink in self.sinks:
+        if self._terminal is not None:
+            self._terminal.close()
+            for sink in self.sinks if not self.pumps else ():
                 sink.close()
         if self.log is not None:
             for follower in list(self.log.followers):
@@ -372,9 +356,6 @@ class Stdio:
             self.log.close()
         if self.program is not None:
             self.program.close()
-        if self._master_fd is not None:
-            os.close(self._master_fd)
-            self._master_fd = None
         for path in self._fifos:
             remove(path)
 
@@ -383,12 +364,10 @@ class Stdio:
             pump.abandon()
             return
         pump.finish()
-        if self.terminal:
-            if self.log is not None:
-                self.log.settle(pump.stream)
-            pump.close()
-        elif isinstance(pump.sink, PipeSink):
+        if isinstance(pump.sink, PipeSink):
             pump.linger(pump.sink.close)
+        elif self.terminal:
+            pump.abandon()
         else:
             self._closed_dropped_bytes += pump.unread_bytes() if self.log is not None else 0
             pump.abandon()

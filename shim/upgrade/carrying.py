@@ -29,7 +29,7 @@ def carry(stdio: "Stdio") -> "dict[str, Any]":
         carried["ring"] = stdio.hub.ring.snapshot()
         carried["lost_bytes"] = stdio.hub.ring.lost_bytes
     if stdio.log is not None and stdio.terminal:
-        carried["held"] = stdio.log.records.held(STDOUT).decode("latin-1")
+        carried["held"] = stdio.log.records.held_unspooled(STDOUT).decode("latin-1")
     return carried
 
 
