@@ -84,7 +84,6 @@ class Lift:
         os.pwrite(self._hand_fd, b"1", 0)
         try:
             data = os.read(master_fd, HAND_BYTES)
-            faults.point("terminal.read")
             os.write(self.fifo_fd, data)
         finally:
             os.pwrite(self._hand_fd, b"0", 0)

@@ -39,7 +39,7 @@ STEPS: dict[str, list[str]] = {
         "exec_delete.begun", "exec_delete.half", "exec_delete.done",
     ],
     "attach": ["attach.begun", "attach.opened", "attach.input", "attach.written"],
-    "log": ["log.spliced", "log.spooled", "log.written", "log.read"],
+    "log": ["log.spliced", "log.spooled", "log.written", "terminal.lifted"],
     "rotation": ["rotate.begun", "rotate.made", "rotate.moved", "rotate.renamed"],
     "pause": ["pause.begun", "pause.run", *tell("paused"), "runc.pause.begun", "runc.pause.done"],
     "resume": ["resume.begun", "resume.run", *tell("resumed"), "runc.resume.begun", "runc.resume.done"],
@@ -61,7 +61,7 @@ STEPS: dict[str, list[str]] = {
     ],
 }  # fmt: skip
 # What a life must be like for a step to come.
-SCHEMES = {"log.spooled": "json", "log.written": "json", "log.read": "tty"}
+SCHEMES = {"log.spooled": "json", "log.written": "json", "terminal.lifted": "tty"}
 HOOKS = {"runc.create.half": "createRuntime", "runc.delete.half": "poststop"}
 # Those of a takeover: the shim was killed once already.
 SECOND = ("takeover", "keeper.shim_ended", "keeper.succession", "keeper.noted")
@@ -73,8 +73,8 @@ NO_SHIM = (
 # An exec that ends while keeper and shim die together, before anybody could pin it, is reaped by a stranger: its status
 # is unknown then, and may never be a guess.
 UNPINNED = ("exec_start.run", "exec_start.adopted", "runc.exec.begun", "runc.exec.done")
-# What is read from a terminal and not formatted yet is with the shim alone: a kill costs that chunk, as SHIM.md says.
-LOSING = ("log.read",)
+# A terminal is held by keeper and shim: it hangs up when both are dead, and what is written to it then is lost.
+HANGING_UP = ("terminal.lifted",)
 SINGLE = ((DAEMON,), (KEEPER,), (SHIM,), (RUNC,))
 PAIRS = ((DAEMON, KEEPER), (DAEMON, SHIM), (KEEPER, SHIM), (DAEMON, RUNC), (KEEPER, RUNC), (SHIM, RUNC))
 
@@ -115,7 +115,7 @@ SHORT = [
         (SHIM,): (
             "create.mounted", "create.adopted", "tell.saved.tasks.create", "start.run", "tell.begun.tasks.start",
             "exec.written", "exec_start.run", "exit.reaped.exec.e1", "exec_delete.half", "log.spliced", "rotate.moved",
-            "pause.run", "resume.run", "update.begun", "upgrade.frozen", "upgrade.executed",
+            "terminal.lifted", "pause.run", "resume.run", "update.begun", "upgrade.frozen", "upgrade.executed",
             "exit.recorded.init", "ack.begun", "delete.run", "shutdown.unlinked", "takeover.waited",
         ),
         (DAEMON, SHIM): ("create.run", "exit.saved.init", "delete.released", "daemon.create.task_created"),
@@ -155,7 +155,7 @@ def run_cell(box: MatrixBox, cell: Cell, scale: float) -> None:
     life = Life(box, f"cell{next(numbers)}x", cell.victims, scheme=SCHEMES.get(cell.step, "raw"))
     life.types_input = cell.step.startswith("attach.")
     life.upgrades = cell.step.startswith("upgrade.")
-    life.may_lose_output = cell.step in LOSING and SHIM in cell.victims
+    life.may_lose_output = cell.step in HANGING_UP and {KEEPER, SHIM} <= {*cell.victims}
     life.loses_shim = cell.step.startswith(SECOND)
     if life.loses_shim and SHIM not in cell.victims:
         life.victims = (*cell.victims, SHIM)

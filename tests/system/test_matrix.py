@@ -24,7 +24,7 @@ Written by `make matrix`. A row is a step at which a process stands still; a col
 `ok`: the container lived on with the same pid (or its create was undone and asked for again), its output is complete to
 the byte, both exit statuses are exact and stored once, every event was told once and in order, the API answered within
 2 s, and nothing is left. The number is the whole life in seconds. `ok*`: the same, within a bound that SHIM.md states:
-the chunk in hand of a terminal's JSON log; an exec that ends as keeper and shim die, before it is pinned, is *unknown*.
+a terminal hangs up when keeper and shim die together; an exec that ends as they do, before it is pinned, is *unknown*.
 
 `takeover.*` and the keeper's steps from `keeper.shim_ended` on are reached by a first SIGKILL, of the shim; the column
 says who gets the second. An empty cell: there is nobody of that kind at that step. The daemon's other steps (records,
