@@ -69,7 +69,12 @@ class Slot:
         asker.create_container(self._record(life))
         asker.create_task(self._create_request(life))
         self.doing = "start"
-        pid = asker.start(name)
+        try:
+            pid = asker.start(name)
+        except StatusError:
+            if self._was_hung_up(life):
+                return
+            raise
         executed: list[int] = []
         switches = 0
         for number, act in enumerate(life.acts):
@@ -87,9 +92,7 @@ class Slot:
         seen = self._end(life)
         self.doing = "wait"
         answered = asker.wait(name)
-        if is_hung_up(field, life):
-            field.tally.add("terminals_hung_up")
-            self._force(life)
+        if self._was_hung_up(life):
             return
         look_at_status(field, life, answered)
         look_at_lines(field, life, seen)
@@ -102,6 +105,14 @@ class Slot:
         look_at_events(field, life, executed, switches)
 
     # --- parts of a life
+
+    def _was_hung_up(self, life: Life) -> bool:
+        """Whether it ended with its terminal; then there is nothing more to look at."""
+        if not is_hung_up(self.field, life):
+            return False
+        self.field.tally.add("terminals_hung_up")
+        self._force(life)
+        return True
 
     def _pause(self, name: str) -> int:
         """Pause and resume; how often that was done. runc may fail to freeze a busy machine's cgroup of version 1."""

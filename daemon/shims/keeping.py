@@ -1,16 +1,22 @@
-"""The keeper of our shims: started after us, and again when it has ended. It is never ours to end (shim/SHIM.md).
+"""The keeper of our shims: started after us, and again when it has ended (shim/SHIM.md).
 
-Whether it lives is told by a connection it never speaks on: nothing is polled. It outlives us, so mostly it is there.
+Whether it lives is told by a connection it never speaks on. It outlives us, so mostly it is there. Whether it moves is
+told by its pulse, as a shim's is: one that is stopped is continued; one that hangs is killed, which harms nobody, while
+as long as it hangs no shim that dies gets a successor, and nobody else can raise one.
 """
 
 import logging
 import os
+import signal
 import socket
+import time
 
 import trio
 
-from daemon.config import DEFAULT_RUNTIME, Config
+from daemon import procfs
+from daemon.config import DEFAULT_RUNTIME, Config, Wedged
 from daemon.shims import launch
+from ttrpc.api import pulse, wedge
 from ttrpc.errors import StatusError
 
 log = logging.getLogger(__name__)
@@ -23,6 +29,7 @@ ANSWER_MAX_BYTES = 65536
 ENSURE_S, ANSWER_S = 10.0, 20.0
 # Before it is started again; doubles while it lives no longer than STEADY_S.
 PAUSE_FIRST_S, PAUSE_MAX_S, STEADY_S = 0.1, 30.0, 10.0
+SLOWEST_LOOK_S = 2.5
 
 
 class Unwatched(Exception):
@@ -43,7 +50,7 @@ async def keep(config: Config, publish_binary: str) -> None:
     while True:
         began = trio.current_time()
         try:
-            await watch(await launch.ensure_keeper(program, ENSURE_S))
+            await watch(await launch.ensure_keeper(program, ENSURE_S), config.wedged)
             why = "it has ended"
         except (StatusError, Unwatched) as error:
             why = str(error)
@@ -55,8 +62,8 @@ async def keep(config: Config, publish_binary: str) -> None:
         await trio.sleep(pause_s)
 
 
-async def watch(path: str) -> None:
-    """Wait for a keeper's end, or until it forks no more because its code is out of date.
+async def watch(path: str, wedged: Wedged) -> None:
+    """Wait for a keeper's end, or until it forks no more because its code is out of date; see that it moves.
 
     Raises: Unwatched when it does not answer, or not as it should.
     """
@@ -78,7 +85,37 @@ async def watch(path: str) -> None:
             log.info("the keeper is out of date")
             return
         log.info("a keeper serves", extra={"pid": answer[2].decode(errors="replace")})
-        try:
-            await connection.recv(1)
-        except OSError:
-            pass  # it ended
+        async with trio.open_nursery() as nursery:
+            keeper = procfs.identify(int(answer[2])) if answer[2].isdigit() else None
+            if keeper is not None and wedged.after_s:
+                nursery.start_soon(_look_after, keeper, path, wedged)
+            try:
+                await connection.recv(1)
+            except OSError:
+                pass  # it ended
+            nursery.cancel_scope.cancel()
+
+
+async def _look_after(keeper: procfs.Identity, path: str, config: Wedged) -> None:
+    """Look at its pulse again and again. A container is never touched, nor is a shim."""
+    folder, name = os.path.split(path)
+    limits = wedge.Limits(config.after_s, config.grace_s)
+    case: wedge.Case | None = None
+    while True:
+        found = pulse.look(folder, keeper.pid, time.monotonic_ns(), name + pulse.OF_KEEPER)
+        if found.start_ticks != keeper.start_ticks:
+            return
+        if case is None:
+            case = wedge.Case(found)
+        action = case.judge(found, limits, stall_percent=pulse.memory_stall_percent())
+        said = {"pid": keeper.pid, "reason": case.words()}
+        if action in (wedge.REPORT, wedge.CONTINUE):
+            log.error("the keeper is wedged", extra={**said, "stack": pulse.where_in_kernel(keeper.pid)})
+            if action == wedge.CONTINUE:
+                procfs.kill(keeper, signal.SIGCONT)
+        elif action == wedge.REPLACE and config.is_replaced:
+            log.error("killing a keeper that hangs; its shims get another", extra=said)
+            procfs.kill(keeper)
+        elif action == wedge.RECOVERED:
+            log.info("the keeper moves again", extra={"pid": keeper.pid})
+        await trio.sleep(min(SLOWEST_LOOK_S, config.after_s / 2))

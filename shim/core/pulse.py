@@ -26,11 +26,14 @@ TYPE_CHECKING = False
 
 
 class Pulse:
-    """Owns the page and the link to it in the bundle. It is ours alone: a memfd cannot be short of disk, nor be cut."""
+    """Owns the page and the link to it: `pulse` in the bundle; a keeper has one beside its socket.
+
+    It is ours alone: a memfd cannot be short of disk, nor be cut.
+    """
 
     __slots__ = ("_fd", "_link", "_page", "_turns", "_words")
 
-    def __init__(self, bundle: str) -> None:
+    def __init__(self, folder: str, name: str = NAME) -> None:
         """Raises: OSError (no fd or memory left); then the shim has no pulse, and nobody judges it by one."""
         self._turns = 0
         self._fd = os.memfd_create("shimd-pulse", os.MFD_CLOEXEC)
@@ -42,7 +45,7 @@ class Pulse:
         words[WORD_START_TICKS] = kernel.start_ticks(os.getpid())
         words[WORD_BUSY_SINCE] = time.monotonic_ns()
         words[WORD_MAGIC] = MAGIC  # last: from here on it is one
-        self._link = os.path.join(bundle, NAME)
+        self._link = os.path.join(folder, name)
         remove(self._link + ".new")
         os.symlink(f"/proc/{os.getpid()}/fd/{self._fd}", self._link + ".new")
         os.rename(self._link + ".new", self._link)

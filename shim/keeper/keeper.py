@@ -9,6 +9,7 @@ import time
 from shim import faults
 from shim.core import kernel
 from shim.core.loop import READ, Loop
+from shim.core.pulse import Pulse
 from shim.core.reaper import wait_status
 from shim.core.shimlog import ShimLog
 from shim.core.wakeup import Wakeup
@@ -23,6 +24,7 @@ from shim.keeper.pulse import PulseWatch, limits_of
 from shim.keeper.wards import PAUSE_MAX_S, Ward, take_fds
 from shim.keeper.wire import BadRequest, pack_answer, verb_of
 from shim.launch import ADOPT, OK, STALE, WATCH
+from ttrpc.api.pulse import OF_KEEPER
 from ttrpc.peer import check_peer
 
 TYPE_CHECKING = False
@@ -77,7 +79,15 @@ class Keeper:
         self.loop.register(self.listener.fileno(), READ, self._accept)
         self.nursery = Nursery(self.loop, os.path.dirname(path), self.log, self._look_after)
         self.pulses = PulseWatch(self.loop, self.wards, self.log, limits_of(os.environ))
+        self._begin_pulse()
         self.loop.call_later(LOOK_S, self._look)
+
+    def _begin_pulse(self) -> None:
+        """Have a daemon see that we move. Order: after the first template is forked, which has no part in it."""
+        try:
+            self.loop.pulse = Pulse(os.path.dirname(self.path), os.path.basename(self.path) + OF_KEEPER)
+        except OSError as error:
+            self.log.warning(f"nobody will see if this keeper hangs: {error}")
 
     def wards(self) -> "dict[int, Ward]":
         """Every shim that lives and is looked after, by its pid."""
@@ -367,6 +377,8 @@ class Keeper:
         for connection in (*self.clients, *self.watchers):
             connection.close()
         self.loop.close()
+        if self.loop.pulse is not None:
+            self.loop.pulse.close()
         self.log.close()
 
 

@@ -3,11 +3,12 @@
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from daemon.shims import keeping
-from shim import launch
+from shim import faults, launch
 from tests.support.daemonbox import DaemonBox
 from tests.support.keeperbox import end_keepers, is_running, keepers_in, looked_after, parent_of
 from tests.support.waiting import wait_until
@@ -74,6 +75,43 @@ def test_a_keeper_that_dies_is_followed_by_another(box: DaemonBox) -> None:
         os.kill(dead, signal.SIGKILL)
         assert serving(box, but=dead) != dead
     assert len(keepers(box)) == 1
+
+
+def test_a_keeper_that_is_stopped_is_continued() -> None:
+    """It would hold the locks of all its shims, and raise no successor of one that dies, for as long as that lasts."""
+    with DaemonBox(environ=KEPT, config="wedged.after_s = 0.2") as box:
+        try:
+            pid = box.run("c1", "sleep", "1000")
+            keeper, dead = serving(box), box.shim("c1").pid
+            os.kill(keeper, signal.SIGSTOP)
+            os.kill(dead, signal.SIGKILL)
+            wait_until(lambda: box.shim("c1").pid not in (0, dead), what="a successor")
+
+            assert box.task("c1").pid == pid
+            assert "the keeper is wedged" in box.log()
+            assert keepers(box) == [keeper]
+            box.signal("c1")
+            assert box.wait("c1").exit_status == 137
+        finally:
+            box._clear()
+            end_keepers(directory(box))
+
+
+def test_a_keeper_that_hangs_is_killed_and_its_shims_get_another(tmp_path: Path) -> None:
+    os.mkdir(tmp_path / "keeper.held")  # there it loops for ever, as a bug would
+    traps = {"SHIMD_SHIM_FAULTS": str(tmp_path), "SHIMD_SHIM_FAULTS_ARMED": faults.ARMED}
+    with DaemonBox(environ={**KEPT, **traps}, config="wedged.after_s = 0.5\nwedged.grace_s = 0.5") as box:
+        try:
+            keeper = serving(box)
+            box.run("c1", "sleep", "1000")
+            another, shim_pid = serving(box, but=keeper), box.shim("c1").pid
+            wait_until(lambda: shim_pid in looked_after(read_log(box), another), what="the shim to be looked after")
+
+            assert not is_running(keeper)
+            assert "killing a keeper that hangs" in box.log()
+        finally:
+            box._clear()
+            end_keepers(directory(box))
 
 
 def test_a_container_outlives_keeper_and_shim_in_turn(box: DaemonBox) -> None:

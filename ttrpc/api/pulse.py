@@ -11,6 +11,7 @@ import struct
 TYPE_CHECKING = False
 
 NAME = "pulse"  # in the bundle
+OF_KEEPER = ".pulse"  # behind the name of its socket
 MAGIC, VERSION = int.from_bytes(b"shimpuls", "little"), 1
 PAGE_BYTES = 4096
 # Which word is which. BUSY_SINCE is CLOCK_MONOTONIC in nanoseconds; 0: it waits in poll.
@@ -64,9 +65,9 @@ def unpack(data: bytes, pid: int, start_ticks: int) -> "tuple[int, int] | None":
     return busy_since_ns, turns
 
 
-def read(bundle: str, pid: int, start_ticks: int) -> "tuple[int, int] | None":
+def read(bundle: str, pid: int, start_ticks: int, name: str = NAME) -> "tuple[int, int] | None":
     """(busy since, turns) of the shim in a bundle; None when it has no pulse, or another shim's is there."""
-    path = os.path.join(bundle, NAME)
+    path = os.path.join(bundle, name)
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # before it is opened: a dead shim's pid may be anybody's
             return None
@@ -81,13 +82,13 @@ def read(bundle: str, pid: int, start_ticks: int) -> "tuple[int, int] | None":
         os.close(fd)
 
 
-def look(bundle: str, pid: int, now_ns: int) -> Look:
+def look(bundle: str, pid: int, now_ns: int, name: str = NAME) -> Look:
     """Look at a process and at its pulse. Blocks: for some microseconds, whatever state the shim is in."""
     state, ticks = _state(pid)
     if not state:
         return Look(pid, 0, at_ns=now_ns, state="")
     found = Look(pid, ticks, at_ns=now_ns, state=state)
-    told = read(bundle, pid, ticks)
+    told = read(bundle, pid, ticks, name)
     if told is not None:
         found.busy_since_ns, found.turns = told
     if found.busy_since_ns == 0 and state == "S":

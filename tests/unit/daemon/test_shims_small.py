@@ -163,7 +163,7 @@ async def test_a_store_that_fails_while_it_is_tidied_does_not_end_the_daemon(
 async def test_without_a_free_fd_the_keeper_is_asked_again_later(short_dir: str) -> None:
     """The failure is told as what it is, which its caller waits out."""
     with no_free_fd(), pytest.raises(keeping.Unwatched, match="no socket"):
-        await keeping.watch(f"{short_dir}/keeper")
+        await keeping.watch(f"{short_dir}/keeper", Config().wedged)
 
 
 # --- undoing
