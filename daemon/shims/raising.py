@@ -14,8 +14,17 @@ from ttrpc.errors import StatusError
 
 log = logging.getLogger(__name__)
 
-# A container whose shim cannot be raised so often is watched instead, until the daemon is started again.
-TRIES_MAX = 3
+# So many are raised without a pause: what ended them may have been anything but the task. After that each is one more
+# chance, at longer and longer intervals. A container that has ended gets so many in all, for only a shim can find out
+# how; one that runs is never given up.
+QUICK_TRIES, TRIES_MAX = 3, 10
+
+
+def pause_s(raises: int, first_s: float, longest_s: float) -> float:
+    """How long to wait after so many in vain. Pure."""
+    if raises < QUICK_TRIES:
+        return 0.0
+    return min(longest_s, first_s * 2.0 ** min(raises - QUICK_TRIES, 30))
 
 
 async def raise_shim(handle: Handle, program: launch.Program, config: Config) -> bool:

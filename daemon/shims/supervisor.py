@@ -185,7 +185,7 @@ class Supervisors:
     async def _ask(self, stack: contextlib.AsyncExitStack, handle: Handle) -> Found:
         budget_s, is_stored = self.config.recovery.budget_s, self._stored_exit(handle)
         found = await asking.ask(stack, self._addressed(handle), self.boot_id, budget_s, exit_is_stored=is_stored)
-        if handle.raises < raising.TRIES_MAX:
+        if handle.raises < raising.TRIES_MAX or found.facts.init is recovery.Init.ALIVE:
             return found
         return dataclasses.replace(found, facts=dataclasses.replace(found.facts, can_raise=False))
 
@@ -290,7 +290,13 @@ class Supervisors:
     # --- a shim that is gone
 
     async def _raise(self, handle: Handle, decision: Decision) -> None:
-        """Start a successor; the next round finds it. Calls wait for that."""
+        """Start a successor; the next round finds it. Calls wait for that, but not for one that is to come later."""
+        retry = self.config.recovery
+        pause_s = raising.pause_s(handle.raises, retry.retry_min_s, retry.retry_max_s)
+        if pause_s:
+            handle.now(Health.GONE, f"{decision.reason}, again and again")
+            log.error("no shim lives long enough", extra={"raised": handle.raises, "again_in_s": pause_s})
+            await trio.sleep(pause_s)
         log.warning("raising a shim", extra={"reason": decision.reason})
         handle.now(Health.CONNECTING, decision.reason)
         if not await raising.raise_shim(handle, self.program_of(handle), self.config):

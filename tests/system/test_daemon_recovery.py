@@ -234,6 +234,26 @@ def test_where_no_shim_can_be_raised_the_container_is_watched_and_its_end_is_unk
     assert not os.path.exists(box.bundle("c1"))
 
 
+def test_a_container_whose_shims_die_again_and_again_is_not_given_up() -> None:
+    """Whatever ends them may pass; then the container has a shim again, and its status is exact."""
+    with DaemonBox(config="keeper.enabled = false") as box:
+        pid = box.run("c1", "sh", "-c", "while [ ! -e /go ]; do sleep 0.02; done; exit 9")
+        state = Path(box.bundle("c1"), "state.json")
+        text = state.read_text(encoding="utf-8")
+        dead = box.shim("c1").pid
+        state.write_text(text.replace('"shares_pids"', '"else"'), encoding="utf-8")  # no successor can read it
+        os.kill(dead, signal.SIGKILL)
+        wait_until(lambda: "again and again" in box.shim("c1").reason, what="the daemon to wait longer")
+        assert is_alive(pid)
+        state.write_text(text, encoding="utf-8")
+        wait_until(lambda: box.shim("c1").health == shimd.HEALTH_SERVING, what="a successor")
+
+        assert box.task("c1").status == process.RUNNING
+        with open(f"{box.rootfs}/go", "w", encoding="utf-8"):
+            pass
+        assert box.wait("c1").exit_status == 9
+
+
 def test_an_exit_on_the_disk_of_a_dead_shim_counts(box: DaemonBox) -> None:
     """Daemon down, container ends, shim is killed: its record is found and told as what it is."""
     box.run("c1", "sh", "-c", "while [ ! -e /go ]; do sleep 0.02; done; exit 9")

@@ -17,7 +17,7 @@ from daemon import procfs
 from daemon.config import DEFAULT_RUNTIME, Config, Runtime
 from daemon.errors import StoreFailed, unavailable
 from daemon.procfs import Identity
-from daemon.shims import asking, bundle, evidence, keeping, launch
+from daemon.shims import asking, bundle, evidence, keeping, launch, raising
 from daemon.shims.client import earlier
 from daemon.shims.handle import Handle, Health
 from daemon.shims.manager import Manager
@@ -461,3 +461,10 @@ async def test_the_earlier_deadline_wins(autojump_clock: trio.testing.MockClock)
     assert earlier(20.0, now + 3.0) == pytest.approx(3.0)
     assert earlier(2.0, now + 30.0) == 2.0
     assert 0 < earlier(2.0, now - 5.0) < 0.01
+
+
+def test_the_first_shims_are_raised_at_once_and_the_others_later_and_later() -> None:
+    pauses = [raising.pause_s(raises, 0.25, 10.0) for raises in range(200)]
+    assert pauses[:5] == [0.0, 0.0, 0.0, 0.25, 0.5]
+    assert pauses[-1] == 10.0
+    assert pauses == sorted(pauses)
