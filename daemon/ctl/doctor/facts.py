@@ -7,6 +7,7 @@ import os
 import socket
 import stat
 import time
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from daemon import identity
@@ -20,6 +21,8 @@ from ttrpc.api import pulse
 
 SECOND_LOOK_S = 0.3
 REFUSED_S = 0.5
+PIN_PREFIX = 16  # a pin is called after the first digits of its shim's socket
+HANGING = ("T", "t", "D")  # stopped, traced, in an uninterruptible wait
 KEEPER_COMM = "shimd-keeper"
 SHIM_COMM = "shim:"
 
@@ -98,19 +101,26 @@ class Facts:
 
 
 def gather(config: Config, daemon: Any, trouble: str, shim_records: "tuple[Any, ...]") -> Facts:
-    """Look at everything. Order: bundles before the store, for a row is written before its bundle is made, and removed
-    after it: so a bundle without a row is nobody's.
+    """Look at everything. Order: pins, bundles, processes and mounts before the store, and once more after it, for a
+    row is written before any of these is made, and removed after them. So what was there before, is still there and has
+    no row is nobody's: it is not being born, and not going with its row.
 
     Blocks: about half a second; on no shim and no lock.
     """
     boot_id = identity.boot_id()
+    pins = tuple(files_in(pins_dir(config)))
     listed = bundle.list_bundles(config.bundles_dir)
     cut = tuple(bundle.list_doomed(config.bundles_dir))
+    shims, keepers = own_processes(config.bundles_dir)
+    mounts = tuple(identity.mounts_under(config.bundles_dir))
     found_store, store_trouble = store.read(config.database_path, config.bundles_dir)
+    on_record = found_store.tasks if found_store is not None else {}
+    listed = [key for key in bundle.list_bundles(config.bundles_dir) if key in listed or key in on_record]
+    shims = tuple(one for one in shims if one.identity.is_running())
+    still_mounted = frozenset(identity.mounts_under(config.bundles_dir))
     bundles = tuple(read_bundle(key, config.bundle(*key), boot_id) for key in listed)
     if found_store is not None:
         bundles = tuple(by_record(one, found_store.tasks.get(one.key), boot_id) for one in bundles)
-    shims, keepers = own_processes(config.bundles_dir)
     return Facts(
         config=config,
         boot_id=boot_id,
@@ -120,13 +130,13 @@ def gather(config: Config, daemon: Any, trouble: str, shim_records: "tuple[Any, 
         store=found_store,
         store_trouble=store_trouble,
         bundles=bundles,
-        cut_removals=cut,
-        mounts=tuple(identity.mounts_under(config.bundles_dir)),
+        cut_removals=tuple(filter(os.path.isdir, cut)),
+        mounts=tuple(point for point in mounts if point in still_mounted),
         dead_sockets=tuple(refused_sockets(config.shim_socket_dir, socket.SOCK_STREAM)),
         dead_keepers=tuple(refused_sockets(keeper_dir(config), socket.SOCK_SEQPACKET)),
-        pins=tuple(files_in(f"{config.shim_socket_dir}/pins")),
+        pins=tuple(filter(os.path.lexists, pins)),
         shims=shims,
-        keepers=keepers,
+        keepers=stuck_or_well(keepers),
         empty_cgroups=empty_cgroups(found_store),
         looks=look_twice(bundles),
     )
@@ -136,6 +146,27 @@ def keeper_dir(config: Config) -> str:
     """Where the keepers' sockets are: see shim/SHIM.md, "The keeper"."""
     named = os.environ.get("SHIMD_KEEPER", "")
     return named if os.path.isabs(named) else f"{config.state_dir}/shimd-keeper"
+
+
+def pins_dir(config: Config) -> str:
+    """Where shims pin pidfds: see shim/SHIM.md, "The pin"."""
+    return f"{config.shim_socket_dir}/pins"
+
+
+def owner_of_pin(path: str) -> str:
+    """What a pin and its shim's socket have in common: the first digits of the socket's name."""
+    return os.path.basename(path)[:PIN_PREFIX]
+
+
+def pin_owners(addresses: "Iterable[str]") -> frozenset[str]:
+    """The owners of pins among these shims' sockets."""
+    return frozenset(owner_of_pin(address) for address in addresses if address)
+
+
+def addresses_in(bundles_dir: str) -> "Iterator[str]":
+    """The sockets that the bundles there are now name."""
+    for namespace, name in bundle.list_bundles(bundles_dir):
+        yield bundle.read_small(os.path.join(bundles_dir, namespace, name), "address").removeprefix("unix://")
 
 
 def read_bundle(key: Key, path: str, boot_id: str) -> Bundle:
@@ -210,6 +241,23 @@ def own_processes(bundles_dir: str) -> "tuple[tuple[Process, ...], tuple[Process
         elif cwd.startswith(bundles_dir + "/"):
             shims.append(found)
     return tuple(shims), tuple(keepers)
+
+
+def stuck_or_well(keepers: "tuple[Process, ...]") -> "tuple[Process, ...]":
+    """Those that hang at a first look, and have run since, do not: a keeper that forks waits in the kernel, too.
+
+    Blocks: SECOND_LOOK_S if there is one. Source: proc_pid_schedstat, the third number: how often it has run.
+    """
+
+    def runs_of(one: Process) -> list[str]:
+        return pulse.read_proc(one.identity.pid, "schedstat").split()[2:]
+
+    suspects = {one: runs_of(one) for one in keepers if one.state in HANGING}
+    if not suspects:
+        return keepers
+    time.sleep(SECOND_LOOK_S)
+    well = {one for one, runs in suspects.items() if runs_of(one) != runs}
+    return tuple(dataclasses.replace(one, state="S") if one in well else one for one in keepers)
 
 
 def held_by_pidfd(pid: int) -> "frozenset[int]":

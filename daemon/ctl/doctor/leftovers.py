@@ -6,11 +6,9 @@ from collections.abc import Iterator
 from functools import partial
 
 from daemon.ctl.doctor import repairs
-from daemon.ctl.doctor.facts import Facts, keeper_dir
+from daemon.ctl.doctor.facts import Facts, keeper_dir, owner_of_pin, pin_owners
 from daemon.ctl.doctor.finding import ERROR, NOTE, WARNING, Finding, Kind, Repair, command, shimctl
 from daemon.version import VERSION
-
-PIN_PREFIX = 16  # a pin is called after the first digits of its shim's socket
 
 STALE_SOCKET = Kind(
     "stale-socket", WARNING,
@@ -79,15 +77,16 @@ def stale_keepers(facts: Facts) -> Iterator[Finding]:
 
 def dead_pins(facts: Facts) -> Iterator[Finding]:
     """Pins of containers that are in no bundle: whoever could want that exit status is gone."""
-    wanted = {os.path.basename(one.socket_path)[:PIN_PREFIX] for one in facts.bundles if one.socket_path}
+    wanted = pin_owners(one.socket_path for one in facts.bundles)
     for path in facts.pins:
-        if os.path.basename(path)[:PIN_PREFIX] not in wanted:
+        if owner_of_pin(path) not in wanted:
+            remove = partial(repairs.remove_pin, path, facts.config.bundles_dir)
             yield DEAD_PIN.of(
                 path,
                 "it keeps the exit status of a container that nobody asks for any more",
                 command("umount", path),
                 command("rm", path),
-                repair=Repair(f"unmount and remove {path}", partial(repairs.remove_pin, path)),
+                repair=Repair(f"unmount and remove {path}", remove),
             )
 
 
@@ -95,11 +94,12 @@ def empty_cgroups(facts: Facts) -> Iterator[Finding]:
     """Cgroups of containers that are gone: one finding for each container, in however many hierarchies it was."""
     for key, paths in facts.empty_cgroups.items():
         name, count = "/".join(key), len(paths)
+        remove = repairs.if_off_record(facts, key, partial(repairs.remove_cgroups, paths))
         yield LEAKED_CGROUP.of(
             name,
             f"an empty cgroup of a container that is gone{f', in {count} hierarchies' if count > 1 else ''}",
             command("rmdir", *paths),
-            repair=Repair(f"remove the cgroup of {name}", partial(repairs.remove_cgroups, paths)),
+            repair=Repair(f"remove the cgroup of {name}", remove),
         )
 
 

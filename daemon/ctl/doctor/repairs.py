@@ -11,10 +11,20 @@ import signal
 import socket
 import stat
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from daemon import identity
-from daemon.ctl.doctor.facts import Bundle, is_empty_cgroup, is_refused
+from daemon.ctl.doctor import store
+from daemon.ctl.doctor.facts import (
+    Bundle,
+    Facts,
+    Key,
+    addresses_in,
+    is_empty_cgroup,
+    is_refused,
+    owner_of_pin,
+    pin_owners,
+)
 from daemon.identity import Identity
 from daemon.shims import bundle
 from ttrpc.errors import StatusError
@@ -28,6 +38,19 @@ class Changed(OSError):
 
     def __init__(self, path: str) -> None:
         super().__init__(errno.EBUSY, "it is in use again", path)
+
+
+def if_off_record(facts: Facts, key: Key, act: "Callable[[], None]") -> "Callable[[], None]":
+    """A repair of what is no container's, for as long as the store has none of this name: a row is written before all
+    else, and by then what was seen here may be that container's.
+    """
+
+    def checked() -> None:
+        if store.has_row(facts.config.database_path, key):
+            raise Changed("/".join(key))
+        act()
+
+    return checked
 
 
 def end_shim(shim: Identity) -> None:
@@ -107,12 +130,16 @@ def remove_keeper_socket(path: str) -> None:
         os.close(lock_fd)
 
 
-def remove_pin(path: str) -> None:
-    """Take a pin away, and the file system of the pins with its last. Order: under the lock shims take for it."""
+def remove_pin(path: str, bundles_dir: str) -> None:
+    """Take a pin away, and the file system of the pins with its last. Order: under the lock shims take for it, and so
+    not while one of a container just created is made.
+    """
     directory = os.path.dirname(path)
     lock_fd = os.open(os.path.dirname(directory), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if owner_of_pin(path) in pin_owners(addresses_in(bundles_dir)):
+            raise Changed(path)
         unmount(path)
         os.unlink(path)
         if not os.listdir(directory):

@@ -1,5 +1,6 @@
 """The store, read only and without its daemon: what is on record, and whether the file is whole."""
 
+import contextlib
 import dataclasses
 import os
 import time
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 from daemon.ctl.doctor.finding import ERROR, WARNING, Finding, Kind, command
 
 SCHEMA_VERSION = 1  # what this release writes; see daemon/store/schema.py, which says what each step is
+LOCK = "shimd.lock"  # daemon.lock, which is not imported: it is about taking it
 BUSY_MS = 2000
 QUICK_CHECK_LINES = 5
 CLOCK_SLACK_S = 60.0
@@ -102,9 +104,38 @@ def read(path: str, bundles_dir: str) -> "tuple[Store | None, Finding | None]":
         if getattr(failure, "sqlite_errorcode", 0) == sqlite3.SQLITE_BUSY:
             return None, BUSY.of(path, f"it is locked: {failure}", command("fuser", "-v", path))
         return None, UNREADABLE.of(path, f"it cannot be read: {failure}", *_recover(path))
-    if tasks and not any(row.bundle.startswith(bundles_dir + "/") for row in tasks.values()):
+    is_its = any(row.bundle.startswith(bundles_dir + "/") for row in tasks.values())
+    if not is_its and (tasks or not _is_of_one_daemon(path, bundles_dir)):
         return None, ELSEWHERE.of(path, f"it is of another state directory than {bundles_dir}")
     return Store(tasks, containers, past, newest or 0, schema, damage), None
+
+
+def has_row(path: str, key: Key) -> bool:
+    """Whether a task of this name is on record by now; also when that cannot be found out."""
+    import sqlite3
+
+    try:
+        with contextlib.closing(
+            sqlite3.connect(f"file:{_quoted(path)}?mode=ro", uri=True, timeout=BUSY_MS / 1000)
+        ) as connection:
+            found = connection.execute("SELECT 1 FROM tasks WHERE ns = ? AND id = ?", key).fetchone()
+    except sqlite3.Error:
+        return True
+    return found is not None
+
+
+def _is_of_one_daemon(database_path: str, bundles_dir: str) -> bool:
+    """Whether root and state directory were held by the same process when they were held last (daemon.lock), or
+    nothing is in the state directory, as after a reboot.
+    """
+    holders: list[str | None] = []
+    for directory in (os.path.dirname(database_path), os.path.dirname(bundles_dir)):
+        try:
+            with open(os.path.join(directory, LOCK), encoding="ascii", errors="replace") as file:
+                holders.append(file.read())
+        except OSError:
+            holders.append(None)
+    return holders[0] == holders[1] if None not in holders else not os.path.isdir(bundles_dir)
 
 
 def _recover(path: str) -> tuple[str, str]:

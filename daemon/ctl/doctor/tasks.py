@@ -5,7 +5,7 @@ from functools import partial
 
 from daemon.config import Wedged
 from daemon.ctl.doctor import repairs
-from daemon.ctl.doctor.facts import Bundle, Facts
+from daemon.ctl.doctor.facts import HANGING, Bundle, Facts
 from daemon.ctl.doctor.finding import ERROR, NOTE, WARNING, Finding, Kind, Repair, command, shimctl
 from daemon.store.records import LIVE_STATES
 from ttrpc.api import shimd, wedge
@@ -123,7 +123,8 @@ def orphan_shims(facts: Facts) -> Iterator[Finding]:
             )
         else:
             end = Repair(
-                f"SIGTERM to the shim of {'/'.join(key)} (pid {pid})", partial(repairs.end_shim, shim.identity)
+                f"SIGTERM to the shim of {'/'.join(key)} (pid {pid})",
+                repairs.if_off_record(facts, key, partial(repairs.end_shim, shim.identity)),
             )
             yield ORPHAN_SHIM.of(
                 subject, "a shim without a container, of which there is no record", f"kill {pid}", repair=end
@@ -144,7 +145,10 @@ def orphan_bundles(facts: Facts) -> Iterator[Finding]:
                 command("runc", "--root", one.runtime_root, "delete", "--force", one.key[1]),
             )
         else:
-            remove = Repair(f"unmount what is below {one.path}, and remove it", partial(repairs.remove_bundle, one))
+            remove = Repair(
+                f"unmount what is below {one.path}, and remove it",
+                repairs.if_off_record(facts, one.key, partial(repairs.remove_bundle, one)),
+            )
             yield ORPHAN_BUNDLE.of(one.name, "a bundle without a record, a shim or a container", repair=remove)
 
 
@@ -171,7 +175,7 @@ def leaked_mounts(facts: Facts) -> Iterator[Finding]:
             point,
             "a mount below the bundles, of no container",
             command("umount", "-l", point),
-            repair=Repair(f"detach {point}", partial(repairs.unmount, point)),
+            repair=Repair(f"detach {point}", repairs.if_off_record(facts, key, partial(repairs.unmount, point))),
         )
 
 
@@ -244,7 +248,7 @@ def wedged_shims(facts: Facts) -> Iterator[Finding]:
 def stopped_keepers(facts: Facts) -> Iterator[Finding]:
     """Keepers that do not move: their processes are there, so nobody starts another."""
     for keeper in facts.keepers:
-        if keeper.state not in ("T", "t", "D"):
+        if keeper.state not in HANGING:
             continue
         pid, is_stopped = keeper.identity.pid, keeper.state == "T"
         go_on = Repair(f"SIGCONT to keeper {pid}", partial(repairs.go_on, keeper.identity))

@@ -8,13 +8,17 @@ from typing import Any
 
 import pytest
 
+from daemon import identity
 from daemon.config import Config
-from daemon.ctl.doctor import facts, finding, host, leftovers, store, tasks
+from daemon.ctl.doctor import facts, finding, host, leftovers, repairs, store, tasks
 from daemon.ctl.doctor.facts import Bundle, Facts, Process
 from daemon.ctl.doctor.finding import Finding, Kind, Severity
 from daemon.ctl.doctor.host import Host
 from daemon.ctl.doctor.store import Row, Store
 from daemon.identity import Identity, identify
+from daemon.store import schema
+from daemon.store import tasks as rows
+from daemon.store.records import TaskRow
 from daemon.version import VERSION
 from ttrpc.api import shimd
 from ttrpc.api.pulse import Look
@@ -268,6 +272,136 @@ def test_a_store_that_cannot_be_read_says_why(tmp_path: Any, monkeypatch: pytest
         _, busy = store.read(path, BUNDLES)
     assert busy is not None
     assert busy.kind is store.BUSY
+
+
+def a_store(directory: Any, *keys: "tuple[str, str]") -> str:
+    """The store of a daemon of that root directory, with rows of these tasks."""
+    path = str(directory / "shimd.db")
+    (directory / "shimd.lock").write_text("7\n")
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        schema.migrate(connection, path)
+        for ns, name in keys:
+            rows.insert(connection, TaskRow(ns, name, "creating", "r", "/shim", f"{BUNDLES}/{name}", "now", b"", 1))
+    return path
+
+
+def test_a_store_of_another_daemon_makes_nobody_an_orphan(tmp_path: Any) -> None:
+    """One without a task fits every state directory by what is in it; who held both last is in their locks."""
+    state = tmp_path / "state"
+    bundles = str(state / "io.containerd.runtime.v2.task")
+    path = a_store(tmp_path)
+    assert store.read(path, bundles)[0] is not None  # after a reboot
+    os.makedirs(bundles)
+    for holder, is_its in ((None, False), ("8\n", False), ("7\n", True)):
+        if holder is not None:
+            (state / "shimd.lock").write_text(holder)
+        found, trouble = store.read(path, bundles)
+        assert (found is not None, trouble is None) == (is_its, is_its), holder
+
+
+# --- while containers are born
+
+
+def test_the_store_is_read_after_all_that_a_row_is_older_than(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a container created meanwhile would look like one without a row: its shim, its mounts, its pin."""
+    looks: list[str] = []
+
+    def noted(name: str, look: Any) -> Any:
+        def first(*given: Any) -> Any:
+            looks.append(f"{name} {given[0]}" if name == "files_in" else name)
+            return look(*given)
+
+        return first
+
+    for module, name in (
+        (facts, "own_processes"),
+        (facts, "files_in"),
+        (facts.identity, "mounts_under"),
+        (facts.bundle, "list_bundles"),
+        (facts.bundle, "list_doomed"),
+        (facts.store, "read"),
+    ):
+        monkeypatch.setattr(module, name, noted(name, getattr(module, name)))
+    config = Config(state_dir=str(tmp_path), root_dir=str(tmp_path))
+    facts.gather(config, None, "", ())
+    at = looks.index("read")
+    assert {"own_processes", "mounts_under", "list_bundles", "list_doomed"} <= set(looks[:at])
+    assert looks[0] == f"files_in {facts.pins_dir(config)}", "a pin is younger than its bundle"
+
+
+def test_what_is_gone_with_its_row_is_nobodys_finding(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container deleted while we look: seen before, and not on record afterwards."""
+    config = Config(state_dir=str(tmp_path), root_dir=str(tmp_path))
+    gone, pin = config.bundle("ns", "c"), f"{facts.pins_dir(config)}/ab-7-9"
+    os.makedirs(gone)
+    os.makedirs(pin)
+    dead = Process(DEAD, "shim:c", gone, 1, has_children=False)
+    mounted = [[f"{gone}/rootfs"], []]
+    monkeypatch.setattr(facts, "own_processes", lambda _: ((dead,), ()))
+    monkeypatch.setattr(facts.identity, "mounts_under", lambda _: mounted.pop(0))
+
+    def read(*_: object) -> "tuple[Store, None]":
+        os.rmdir(gone)
+        os.rmdir(pin)
+        return Store(), None
+
+    monkeypatch.setattr(facts.store, "read", read)
+    found = facts.gather(config, DAEMON, "", ())
+    assert (found.bundles, found.shims, found.mounts, found.pins) == ((), (), (), ())
+
+
+def test_a_bundle_that_was_made_after_the_first_look_is_not_lost(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = Config(state_dir=str(tmp_path), root_dir=str(tmp_path))
+
+    def read(*_: object) -> "tuple[Store, None]":
+        os.makedirs(config.bundle("ns", "c"))
+        os.makedirs(config.bundle("ns", "younger"))
+        return Store({("ns", "c"): row(boot_id=identity.boot_id())}), None
+
+    monkeypatch.setattr(facts.store, "read", read)
+    found = facts.gather(config, DAEMON, "", ())
+    assert [one.key for one in found.bundles] == [("ns", "c")]
+    assert list(tasks.lost_bundles(found)) == []
+
+
+def test_a_keeper_that_waits_in_the_kernel_for_a_moment_does_not_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each fork is such a moment; one that has not run between two looks does hang."""
+    forking = Process(ME, "shimd-keeper", "/", 1, has_children=True, state="D")
+    runs = iter(["1 2 3", "1 2 4", "1 2 4", "1 2 4"])
+    monkeypatch.setattr(facts.pulse, "read_proc", lambda *_: next(runs))
+    monkeypatch.setattr(facts, "SECOND_LOOK_S", 0.0)
+    assert [one.state for one in facts.stuck_or_well((forking,))] == ["S"]
+    assert [one.state for one in facts.stuck_or_well((forking,))] == ["D"]
+
+
+def test_what_has_a_row_by_now_is_not_repaired(tmp_path: Any) -> None:
+    """Between the look and the repair a container of that name was created."""
+    done: list[str] = []
+    found = Facts(Config(root_dir=str(tmp_path), state_dir=str(tmp_path)))
+    with pytest.raises(repairs.Changed):  # there is no store to ask: who knows
+        repairs.if_off_record(found, ("ns", "c"), lambda: done.append("blind"))()
+    a_store(tmp_path, ("ns", "c"))
+    with pytest.raises(repairs.Changed):
+        repairs.if_off_record(found, ("ns", "c"), lambda: done.append("wrong"))()
+    repairs.if_off_record(found, ("ns", "other"), lambda: done.append("right"))()
+    assert done == ["right"]
+
+
+def test_a_pin_whose_bundle_is_there_by_now_stays(tmp_path: Any) -> None:
+    name = "ab" * 32
+    pin, bundles = tmp_path / "s" / "pins" / f"{name[:16]}-7-9", tmp_path / "bundles"
+    for path in (pin, bundles / "ns" / "c" / "address"):
+        path.parent.mkdir(parents=True)
+    pin.touch()
+    (bundles / "ns" / "c" / "address").write_text(f"unix:///run/shimd/s/{name}")
+    with pytest.raises(repairs.Changed):
+        repairs.remove_pin(str(pin), str(bundles))
+    assert pin.exists()
+    (bundles / "ns" / "c" / "address").write_text("unix:///run/shimd/s/other")
+    repairs.remove_pin(str(pin), str(bundles))
+    assert not pin.exists()
 
 
 # --- the host
