@@ -56,7 +56,8 @@ class Slot:
         except Stuck as error:
             field.fail("stuck", life.name, f"{life.name}, at {self.doing}: {error}")
         except StatusError as error:
-            field.fail("refused", life.name, f"{life.name}, at {self.doing}: {error}")
+            if not self._was_hung_up(life):
+                field.fail("refused", life.name, f"{life.name}, at {self.doing}: {error}")
         finally:
             if len(field.tally.failures) != faults_before:
                 self._force(life)
@@ -69,12 +70,7 @@ class Slot:
         asker.create_container(self._record(life))
         asker.create_task(self._create_request(life))
         self.doing = "start"
-        try:
-            pid = asker.start(name)
-        except StatusError:
-            if self._was_hung_up(life):
-                return
-            raise
+        pid = asker.start(name)
         executed: list[int] = []
         switches = 0
         for number, act in enumerate(life.acts):
@@ -166,7 +162,8 @@ class Slot:
 
     def _look_at_pid(self, life: Life, pid: int) -> None:
         found = self.asker.task(life.name)
-        if found is None or found.pid != pid or found.status not in (process.RUNNING, process.PAUSED):
+        is_there = found is not None and found.pid == pid and found.status in (process.RUNNING, process.PAUSED)
+        if not (is_there or is_hung_up(self.field, life)):  # of one hung up, what is asked next is refused
             self.field.fail("pids_changed", life.name, f"{life.name}: started as {pid}, now {found}")
 
     def _end(self, life: Life) -> int:

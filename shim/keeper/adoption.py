@@ -71,7 +71,7 @@ def unpack_adoption(message: bytes) -> "tuple[Any, Params]":
         body = json.loads(fields[2])
         given = {name: body["params"][name] for name in Params.__slots__ if name in body["params"]}
         params, state_version = Params(**given), body["state_version"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadRequest(f"not an adoption: {error}") from None
     is_debug, environment = given.pop("debug", False), given.pop("environment", {})
     texts = list(given.values())

@@ -145,10 +145,14 @@ class Keeper:
         except OSError:
             message = b""
         self._take(connection)
-        if not message or not self._serve(message, fds, connection):
-            connection.close()
-        for fd in fds:  # who took them has emptied the list
-            os.close(fd)
+        is_kept = False
+        try:
+            is_kept = bool(message) and self._serve(message, fds, connection)
+        finally:
+            if not is_kept:
+                connection.close()
+            for fd in fds:  # who took them has emptied the list
+                os.close(fd)
 
     def _serve(self, message: bytes, fds: "list[int]", connection: socket.socket) -> bool:
         """Answer a request, or have it answered as soon as there is a copy to be the shim.
@@ -209,6 +213,9 @@ class Keeper:
             ward.close()
             return True
         fds.clear()
+        earlier = self.adopted.get(ward.pid)
+        if earlier is not None and earlier.bundle != ward.bundle:
+            self._adopted_ended(earlier)  # just now, and its pid is another's already
         is_child = ward.pid in self.shims
         before = self.shims.pop(ward.pid, None) or self.adopted.pop(ward.pid, None)
         if before is not None:
@@ -340,9 +347,11 @@ class Keeper:
 
     def _end_if_done(self) -> None:
         """When retiring, end with the last child; copies wait as long as there may be a successor to raise."""
+        is_busy = self.shims or self.adopted or self.resting or self.nursery.births
+        if not (is_busy or self.is_retiring) and inode_of(self.path) != self.inode:
+            self._retire("its last shim has ended, and its socket is gone, or another's")
         if not self.is_retiring:
             return
-        is_busy = self.shims or self.adopted or self.resting or self.nursery.births
         if not is_busy and children() <= self.nursery.pids():
             self.nursery.dismiss()
         if not (has_children() or self.adopted):

@@ -152,12 +152,14 @@ class Spares:
         return pinned
 
     def unpin(self, path: str) -> bool:
-        """Have the keeper take the pin away; False without one, be it lost only now."""
+        """Have the keeper take the pin away; False without one, be it lost only now, and when it was never asked."""
         self._pins.pop(path, None)
         if self._connection is None:
             return False
-        pinning = PIN + os.fsencode(path)
+        pinning, asked = PIN + os.fsencode(path), len(self._words)
         self._words = [word for word in self._words if word[0] != pinning]  # its fd will be closed
+        if len(self._words) < asked:
+            return False  # a keeper that is stopped: nothing is to pile up for it
         self._words.append((UNPIN + os.fsencode(path), None, None))
         self._send_waiting()
         return self._connection is not None

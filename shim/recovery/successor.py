@@ -72,7 +72,7 @@ def wait_for_runtimes(parts: "Parts", session: int, but: "set[int]") -> "Handler
         if pidfd is None:
             continue
         try:
-            if pid not in left_by(session, parts.bundle.path, but):
+            if not _is_left(pid, session, parts.bundle.path, but):
                 continue  # its pid may have been another's when we looked
             parts.log.info(f"waiting for process {pid}, which the shim before this one had started")
             try:
@@ -94,15 +94,17 @@ def left_by(session: int, bundle: str, but: "Collection[int]" = ()) -> "Iterator
     for each program a shim starts (steps.Spawn). Source: proc_pid_stat(5), fields 3, 5 and 6.
     """
     for name in os.listdir("/proc"):
-        if not name.isdigit() or int(name) == os.getpid():
-            continue
-        try:
-            with open(f"/proc/{name}/stat", "rb") as file:
-                text = file.read()
-            fields = text[text.rindex(b")") + 2 :].split()
-            if int(fields[3]) != session or int(fields[2]) in but or fields[0] == b"Z":
-                continue
-            if os.readlink(f"/proc/{name}/cwd") == bundle:
-                yield int(name)
-        except OSError:
-            continue
+        if name.isdigit() and int(name) != os.getpid() and _is_left(int(name), session, bundle, but):
+            yield int(name)
+
+
+def _is_left(pid: int, session: int, bundle: str, but: "Collection[int]") -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            text = file.read()
+        fields = text[text.rindex(b")") + 2 :].split()
+        if int(fields[3]) != session or int(fields[2]) in but or fields[0] == b"Z":
+            return False
+        return os.readlink(f"/proc/{pid}/cwd") == bundle
+    except OSError:
+        return False

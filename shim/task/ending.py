@@ -100,7 +100,7 @@ def _put_on_disk(container: "Container", record: Exit) -> "Handler":
         record.seq = parts.journal.last_seq + 1
         try:
             parts.exits.write(record)
-        except OSError as error:
+        except (OSError, MemoryError) as error:
             if not refused:
                 refused = True
                 parts.unwritten_exits += 1

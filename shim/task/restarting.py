@@ -226,8 +226,10 @@ class Restart:
                 yield from self._delete_old()
             if self.phase == CREATING:
                 yield from self._create_new()
-        except (OSError, StatusError) as error:
-            self._failed(str(error))
+        except Exception as error:  # noqa: BLE001 - of a bug, or for want of memory: what failed is tried again
+            if not isinstance(error, (OSError, StatusError)):
+                container.parts.log.failure("a restart by policy", error)
+            self._failed(str(error) or type(error).__name__)
             return
         finally:
             container.lock.release()

@@ -157,3 +157,24 @@ def test_state_of_another_version_is_left_alone(stage: Stage) -> None:
     assert again is not None
     assert again.snapshot() == kept
     assert restarting.read(container, {**kept, "version": 99}) is None
+
+
+def test_a_restart_that_fails_by_a_bug_or_for_want_of_memory_is_followed_by_the_next(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its step would stay under way for ever, and nobody would start the container again."""
+    container = started(stage)
+    stage.dies(11, FAILED)
+    with monkeypatch.context() as broken:
+        broken.setattr(container, "reserve_exit", lambda _exec_id: (_ for _ in ()).throw(MemoryError()))
+        stage.later(PAUSE_S)
+        stage.does("delete")
+    stage.does("delete")  # of the undoing
+    assert restart_of(container).message().HasField("next_at")
+    assert stage.told()[-1] == "/shimd/restarting"
+    stage.later(2 * PAUSE_S)
+    stage.does("delete")
+    stage.write_pid(12)
+    stage.does("create")
+    stage.does("start")
+    assert (container.state, container.init.pid) == (RUNNING, 12)
