@@ -6,7 +6,7 @@ import os
 import sys
 
 from daemon.ctl.commands import Command
-from daemon.ctl.errors import CtlError, UsageError, sentence_of
+from daemon.ctl.errors import EXIT_INTERRUPTED, CtlError, UsageError, sentence_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class Outcome:
 
 def upgrade(args: argparse.Namespace) -> int:
     """`shimctl shim upgrade`."""
+    from daemon.ctl.client import say
     from daemon.ctl.shims import bundles, find
 
     if bool(args.id) == args.all:
@@ -50,12 +51,21 @@ def upgrade(args: argparse.Namespace) -> int:
         raise UsageError("--parallel must be at least 1")
     request = request_of(args)
     chosen = list(bundles(args.state)) if args.all else [find(args, args.id)]
-    outcomes = list(_each(chosen, request, args.parallel))
+    outcomes: list[Outcome] = []
+    try:
+        outcomes.extend(_each(chosen, request, args.parallel))
+    except KeyboardInterrupt:
+        say(f"interrupted: {len(outcomes)} of {len(chosen)} are done; what had not begun goes on as it was")
+        is_interrupted = True
+    else:
+        is_interrupted = False
     outcomes.sort(key=lambda outcome: (outcome.bundle.namespace, outcome.bundle.container_id))
     if args.json:
         print(json.dumps([outcome.as_json() for outcome in outcomes], indent=2))
     else:
         _print(outcomes)
+    if is_interrupted:
+        return EXIT_INTERRUPTED
     return 1 if any(outcome.result == FAILED for outcome in outcomes) else 0
 
 
@@ -89,20 +99,45 @@ def _paths_of(python: str) -> "list[str]":
 
 
 def _each(chosen: "list[Bundle]", request: "shim.UpgradeRequest", parallel: int) -> "Iterator[Outcome]":
-    """Some at a time, so that the machine has something left for the containers; the first failure stops nobody."""
-    from concurrent.futures import ThreadPoolExecutor, as_completed
+    """Some at a time, so that the machine has something left for the containers; the first failure stops nobody.
+
+    Daemon threads: whoever stops listening (Ctrl-C) waits for none of those under way, and no other begins.
+    """
+    from queue import Empty, SimpleQueue
+    from threading import Thread
 
     from daemon.ctl.tables import is_tty
 
+    todo: SimpleQueue[Bundle] = SimpleQueue()
+    done: SimpleQueue[Outcome] = SimpleQueue()
+    is_over = False
+
+    def work() -> None:
+        while not is_over:
+            try:
+                bundle = todo.get_nowait()
+            except Empty:
+                return
+            try:
+                done.put(one(bundle, request))
+            except Exception as error:  # noqa: BLE001 - told, or somebody would wait for it for ever
+                done.put(Outcome(bundle, FAILED, repr(error)))
+
+    for bundle in chosen:
+        todo.put(bundle)
+    for _ in range(min(parallel, len(chosen))):
+        Thread(target=work, daemon=True).start()
     shows = is_tty(sys.stderr) and len(chosen) > 1
-    with ThreadPoolExecutor(parallel) as pool:
-        asked = [pool.submit(one, bundle, request) for bundle in chosen]
-        for count, future in enumerate(as_completed(asked), 1):
+    try:
+        for count in range(1, len(chosen) + 1):
+            outcome = done.get()
             if shows:
                 print(f"\r{count} of {len(chosen)}", end="", file=sys.stderr, flush=True)
-            yield future.result()
-    if shows:
-        print("\r\033[K", end="", file=sys.stderr, flush=True)
+            yield outcome
+    finally:
+        is_over = True
+        if shows:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
 def one(bundle: "Bundle", request: "shim.UpgradeRequest") -> Outcome:

@@ -146,8 +146,8 @@ def list_shims(args: argparse.Namespace) -> int:
         except (CtlError, StatusError) as error:
             made = {"namespace": bundle.namespace, "id": bundle.container_id, "address": bundle.address}
             made |= {"health": "unreachable", "reason": sentence_of(error)[0] + _how_it_is(bundle)}
-        known = int(read(os.path.join(bundle.path, "shim.pid")).strip() or 0)
-        made["pid"] = known or (made.get("shim") or {}).get("pid")
+        noted = read(os.path.join(bundle.path, "shim.pid")).strip()
+        made["pid"] = int(noted) if noted.isdecimal() else (made.get("shim") or {}).get("pid")
         found.append(made)
     if args.json:
         print(json.dumps(found, indent=2))

@@ -222,7 +222,8 @@ class Tasks:
         """Into a directory of the client's choice; criu does it, and its words are the error's."""
         handle = await self._find(request, call)
         path = _checkpoint_path(request)
-        os.makedirs(path, mode=0o700, exist_ok=True)
+        # In a thread: the client's directory may be on a file system that hangs.
+        await trio.to_thread.run_sync(lambda: os.makedirs(path, mode=0o700, exist_ok=True), abandon_on_cancel=True)
         asked = task.CheckpointTaskRequest(id=handle.id, path=path)
         asked.options.CopyFrom(request.options)
         await self._forward(handle, call, "Checkpoint", asked, self._timeouts.checkpoint_s)

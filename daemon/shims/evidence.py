@@ -98,6 +98,14 @@ def recorded_init(row: TaskRow | None, path: str) -> Identity | None:
     return None
 
 
+def identify_init(path: str, pid: int) -> Identity | None:
+    """The container's init, of which its shim has just told the pid. Its own note says which process that was: one that
+    has ended since may have left its pid to somebody else.
+    """
+    noted = recorded_init(None, path)
+    return noted if noted is not None and noted.pid == pid else procfs.identify(pid)
+
+
 def _read_state(path: str) -> dict[str, object]:
     try:
         state = json.loads(bundle.read_small(path, "state.json") or "{}")

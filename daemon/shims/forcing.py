@@ -94,6 +94,8 @@ async def kill_container(row: TaskRow) -> bool:
     if init is None or not init.is_running():
         return True
     folders = await trio.to_thread.run_sync(own_cgroups, init.pid, row.shim_pid)
+    if not init.is_running():  # its pid may have been somebody else's when it was looked up
+        return True
     with trio.move_on_after(DEATH_S):
         for _ in range(ROUNDS):
             found = await trio.to_thread.run_sync(lambda: {init, *_members(folders)})

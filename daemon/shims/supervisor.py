@@ -230,7 +230,7 @@ class Supervisors:
             if known is not None:
                 changes["shim_pid"], changes["shim_start_ticks"] = known.pid, known.start_ticks
         if found.state is not None and found.state.pid and decision.state != STOPPED and not is_told:
-            init = procfs.identify(found.state.pid)
+            init = evidence.identify_init(handle.row.bundle, found.state.pid)
             if init is not None:
                 changes["pid"], changes["pid_start_ticks"] = init.pid, init.start_ticks
         changes["address"] = self._addressed(handle).address

@@ -1,14 +1,17 @@
 """`shimctl shim upgrade`: one shim, all of them, with the daemon up and down; the daemon takes no pause for a loss."""
 
+import contextlib
 import json
 import os
+import signal
+import socket
 from typing import Any
 
 import pytest
 
 from tests.support.codetree import CodeTree
 from tests.support.ctlbox import CtlBox
-from tests.support.shimctl import finish
+from tests.support.shimctl import Shimctl, finish
 from tests.support.waiting import wait_until
 
 COUNT = int(os.environ.get("SHIMD_TEST_UPGRADED_SHIMS", "6"))
@@ -92,3 +95,27 @@ def test_with_the_daemon_down_and_to_code_that_will_not_do() -> None:
 def test_what_does_not_go_together_is_a_usage_error(words: tuple[str, ...]) -> None:
     with CtlBox() as box:
         assert box.ctl.run("shim", "upgrade", *words).returncode == 2
+
+
+def test_ctrl_c_begins_no_other_and_waits_for_none(short_dir: str) -> None:
+    """Of shims that answer nobody: those under way are left to themselves, and what is done is told."""
+    ctl = Shimctl("--state", short_dir)
+    with contextlib.ExitStack() as stack:
+        for number in range(3):
+            bundle, path = f"{short_dir}/io.containerd.runtime.v2.task/ns/c{number}", f"{short_dir}/{number}"
+            os.makedirs(bundle)
+            with open(f"{bundle}/address", "w", encoding="utf-8") as file:
+                file.write(f"unix://{path}")
+            silent = stack.enter_context(socket.socket(socket.AF_UNIX))
+            silent.bind(path)
+            silent.listen()
+            silent.settimeout(30)
+            if number == 0:
+                first = silent
+        asked = ctl.start("shim", "upgrade", "--all", "--parallel", "1")
+        stack.enter_context(first.accept()[0])
+        asked.send_signal(signal.SIGINT)
+        code, out, err = finish(asked)
+    assert code == 130
+    assert b"interrupted: 0 of 3 are done" in err
+    assert b"Traceback" not in err + out

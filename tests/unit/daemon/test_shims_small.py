@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from daemon import procfs
 from daemon.config import DEFAULT_RUNTIME, Config, Runtime
 from daemon.errors import StoreFailed, unavailable
 from daemon.procfs import Identity
-from daemon.shims import asking, bundle, evidence, keeping, launch, raising
+from daemon.shims import asking, bundle, evidence, forcing, keeping, launch, raising
 from daemon.shims.client import earlier
 from daemon.shims.handle import Handle, Health
 from daemon.shims.manager import Manager
@@ -121,6 +122,43 @@ async def test_the_id_of_a_stray_bundle_is_free_once_somebody_has_removed_it(sho
             await manager.create("default", made, tasks.CreateTaskRequest(container_id="c1"), None)
         os.rmdir(path)
         assert manager.present_strays() == {}
+
+
+# --- whose pid it is
+
+
+def test_the_init_a_shim_tells_of_is_the_one_it_has_noted(tmp_path: Path) -> None:
+    """Not whoever has that pid by the time we look: a later `rm -f` would kill that one."""
+    (tmp_path / "state.json").write_text(
+        json.dumps({"boot_id": procfs.boot_id(), "init": {"pid": os.getpid(), "start_ticks": 1}})
+    )
+    assert evidence.identify_init(str(tmp_path), os.getpid()) == Identity(os.getpid(), 1)
+    assert evidence.identify_init(str(tmp_path), os.getppid()) == procfs.identify(os.getppid())
+    assert evidence.identify_init(str(tmp_path / "none"), os.getpid()) == procfs.identify(os.getpid())
+
+
+def a_sleeper() -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(["sleep", "1000"])
+
+
+async def test_cgroups_looked_up_by_a_pid_that_is_somebody_elses_by_then_are_left_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Init ends between the two looks at it: what is in those cgroups may be anybody."""
+    with a_sleeper() as child, a_sleeper() as stranger:
+        init = procfs.identify(child.pid)
+        assert init is not None
+
+        def look(_pid: int, _shim_pid: int) -> list[str]:
+            child.kill()
+            child.wait()
+            return ["/its/cgroup/by/now"]
+
+        monkeypatch.setattr(forcing, "own_cgroups", look)
+        monkeypatch.setattr(forcing, "_members", lambda folders: [procfs.identify(stranger.pid)] if folders else [])
+        assert await forcing.kill_container(a_row(pid=init.pid, pid_start_ticks=init.start_ticks))
+        assert stranger.poll() is None
+        stranger.kill()
 
 
 # --- what goes wrong with one is not everybody's trouble
