@@ -53,11 +53,10 @@ class Slot:
         self.name = life.name
         try:
             self._live(life)
-        except Stuck as error:
-            field.fail("stuck", life.name, f"{life.name}, at {self.doing}: {error}")
-        except StatusError as error:
+        except (Stuck, StatusError) as error:
             if not self._was_hung_up(life):
-                field.fail("refused", life.name, f"{life.name}, at {self.doing}: {error}")
+                kind = "stuck" if isinstance(error, Stuck) else "refused"
+                field.fail(kind, life.name, f"{life.name}, at {self.doing}: {error}")
         finally:
             if len(field.tally.failures) != faults_before:
                 self._force(life)

@@ -47,6 +47,7 @@ def delete(params: "Params", report: "Any") -> bytes:
         _remove_container(params, bundle, report)
         _end_shim(state, bundle, report, deadline)
         _unmount(bundle, report)
+        _sweep(bundle, report)
     _unpin(params, report)
     record = _read_exit(bundle, report)
     if record is not None and state.get("incarnation") in (None, record.incarnation):
@@ -161,6 +162,15 @@ def _unpin(params: "Params", report: "Any") -> None:
         pins.unpin_all(params.socket_path)
     except OSError as error:
         report(f"the pin of its exit status stays: {error}")
+
+
+def _sweep(bundle: Bundle, report: "Any") -> None:
+    from shim.streams import console  # after an ordinary end it is not needed
+
+    try:
+        console.sweep(bundle.io_dir)
+    except OSError as error:
+        report(f"a console directory stays: {error}")
 
 
 def _unmount(bundle: Bundle, report: "Any") -> None:

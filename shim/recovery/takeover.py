@@ -15,6 +15,7 @@ from shim.keeper import orphans
 from shim.recovery import pins
 from shim.recovery.successor import read_exec_states, wait_for_runtimes
 from shim.recovery.watching import watch
+from shim.streams import console
 from shim.streams.stdio import StdioRequest
 from shim.task import creation, execs
 from shim.task.container import Container
@@ -49,6 +50,7 @@ def begin(tasks: "TaskService", state: "dict[str, Any]") -> "Handler":
     tasks.restoring = restoring = Signal()
     programs = {process.log_program[0] for process in container.processes() if process.log_program is not None}
     yield from wait_for_runtimes(parts, int(state["shim_pid"]), programs)
+    console.sweep(parts.bundle.io_dir)
     faults.point("takeover.waited")
     retell(container, state)
     faults.point("takeover.retold")
@@ -75,6 +77,7 @@ def go_on(tasks: "TaskService", state: "dict[str, Any]", carried: "dict[str, Any
     container = tasks.container = restore(parts, state)
     container.oom_at = carried["oom_at"]
     retell(container, state)
+    console.sweep(parts.bundle.io_dir)
     processes = container.processes()
     for process in processes:
         if process.name in carried["streams"]:

@@ -30,9 +30,10 @@ class ConsoleSocket:
 
     __slots__ = ("_directory", "_listener", "path")
 
-    def __init__(self) -> None:
+    def __init__(self, io_dir: str) -> None:
+        """``io_dir``: of the bundle; by it a successor knows what is left of a shim that was killed meanwhile."""
         parent = next(path for path in (*PARENTS, "/") if os.path.isdir(path) and os.access(path, os.W_OK))
-        self._directory = os.path.join(parent, "shimd-pty-" + os.urandom(8).hex())
+        self._directory = os.path.join(parent, prefix_of(io_dir) + os.urandom(4).hex())
         os.mkdir(self._directory, 0o700)
         self.path = os.path.join(self._directory, "s")
         assert len(os.fsencode(self.path)) <= SUN_PATH_BYTES
@@ -69,10 +70,30 @@ class ConsoleSocket:
         if self._listener is not None:
             self._listener.close()
             self._listener = None
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.path)
-        with contextlib.suppress(FileNotFoundError):
-            os.rmdir(self._directory)
+        _remove(self._directory)
+
+
+def prefix_of(io_dir: str) -> str:
+    """How the names of a bundle's console directories begin. Raises: OSError when there is no such bundle."""
+    found = os.stat(io_dir)
+    return f"shimd-pty-{found.st_dev:x}-{found.st_ino:x}-"
+
+
+def sweep(io_dir: str) -> None:
+    """Remove what a shim of this bundle left that was killed while it waited for a terminal. Order: it is dead."""
+    with contextlib.suppress(FileNotFoundError):
+        prefix = prefix_of(io_dir)
+        for parent in PARENTS:
+            for name in os.listdir(parent) if os.path.isdir(parent) else ():
+                if name.startswith(prefix):
+                    _remove(os.path.join(parent, name))
+
+
+def _remove(directory: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(os.path.join(directory, "s"))
+    with contextlib.suppress(FileNotFoundError):
+        os.rmdir(directory)
 
 
 def take_master(connection: socket.socket) -> int:

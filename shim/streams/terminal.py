@@ -199,7 +199,7 @@ class Terminal:
         self._lift = Lift(fifo_fd, hand_path, reopens=reopens)
         self._share.hold(LIFTED, fifo_fd)
         if not reopens:
-            self._console = ConsoleSocket()
+            self._console = ConsoleSocket(os.path.dirname(fifo_path))
             return 0
         master_fd = self._share.take(MASTER)
         if master_fd is not None:

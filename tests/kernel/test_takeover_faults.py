@@ -1,15 +1,21 @@
 """A shim that is killed on a sick host: its successor comes all the same, or as soon as it can."""
 
+import contextlib
 import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from shim import faults
+from shim.streams import console
 from tests.kernel.test_shim_disk import fill
 from tests.support.keptbox import KeptBox
+from tests.support.shimbox import ShimBox
 from tests.support.waiting import wait_until
+from ttrpc.errors import ConnectionLost, StatusError
 
 
 @pytest.fixture
@@ -78,3 +84,30 @@ def test_what_hinders_a_successor_is_waited_out() -> None:
         box.find_shim()
         assert box.state().status == 2
         assert "given up" not in box.keeper_log()
+
+
+@pytest.mark.parametrize("step", ["create.run", "create.pinned"])
+def test_nothing_stays_of_a_shim_that_is_killed_while_it_gets_a_terminal(tmp_path: Path, step: str) -> None:
+    """The runtime sends it to a socket outside the bundle, whose path would be too long."""
+    traps = {"SHIMD_SHIM_FAULTS": str(tmp_path), "SHIMD_SHIM_FAULTS_ARMED": faults.ARMED}
+    with KeptBox(terminal=True, environment=traps) as box:
+        (tmp_path / step).touch()
+        with contextlib.suppress(StatusError, ConnectionLost):
+            box.create(stdout=f"log://{box.folder}/log")
+        box.disconnect()
+        box.find_shim()
+        wait_until(lambda: "taken over" in box.read("shim.log"), what="the successor")
+
+        assert not [name for name in os.listdir("/run") if name.startswith(console.prefix_of(box.path("io")))]
+
+
+def test_delete_takes_away_what_a_dead_shim_left_of_a_terminal(tmp_path: Path) -> None:
+    traps = {"SHIMD_SHIM_FAULTS": str(tmp_path), "SHIMD_SHIM_FAULTS_ARMED": faults.ARMED}
+    with ShimBox(terminal=True, environment={**traps, "SHIMD_KEEPER": "off"}) as box:
+        (tmp_path / "create.run").touch()
+        with pytest.raises(ConnectionLost):
+            box.create(stdout=f"log://{box.folder}/log")
+        prefix = console.prefix_of(box.path("io"))
+        assert [name for name in os.listdir("/run") if name.startswith(prefix)]
+        assert box.run_shim("-bundle", box.bundle, "delete").returncode == 0
+        assert not [name for name in os.listdir("/run") if name.startswith(prefix)]

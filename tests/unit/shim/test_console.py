@@ -184,8 +184,8 @@ def test_a_terminals_input_must_be_a_fifo(loop: Loop, tmp_path: Path) -> None:
 # --- the socket -------------------------------------------------------------------------------------------------------
 
 
-def test_the_socket_is_private_short_and_gone_afterwards(loop: Loop) -> None:
-    console = ConsoleSocket()
+def test_the_socket_is_private_short_and_gone_afterwards(loop: Loop, tmp_path: Path) -> None:
+    console = ConsoleSocket(str(tmp_path))
     directory = os.path.dirname(console.path)
     assert len(console.path) <= SUN_PATH_BYTES
     assert stat.S_IMODE(os.stat(directory).st_mode) == 0o700
@@ -203,8 +203,8 @@ def test_the_socket_is_private_short_and_gone_afterwards(loop: Loop) -> None:
 
 
 @pytest.mark.parametrize("what", ["nothing", "a pipe", "two terminals"])
-def test_anything_but_one_terminal_is_refused_and_closed(loop: Loop, what: str) -> None:
-    console = ConsoleSocket()
+def test_anything_but_one_terminal_is_refused_and_closed(loop: Loop, tmp_path: Path, what: str) -> None:
+    console = ConsoleSocket(str(tmp_path))
     fds = {"nothing": (), "a pipe": os.pipe(), "two terminals": os.openpty()}
     send_fds(console.path, list(fds[what]))
 
@@ -217,8 +217,8 @@ def test_anything_but_one_terminal_is_refused_and_closed(loop: Loop, what: str) 
             os.close(fd)
 
 
-def test_a_runtime_that_sends_nothing_has_a_deadline(loop: Loop) -> None:
-    console = ConsoleSocket()
+def test_a_runtime_that_sends_nothing_has_a_deadline(loop: Loop, tmp_path: Path) -> None:
+    console = ConsoleSocket(str(tmp_path))
     with pytest.raises(StatusError, match="within 0 s"):
         play(loop, console.receive(deadline_s=0.01))
     assert not os.path.exists(console.path)
