@@ -3,10 +3,10 @@
 import os
 import select
 import statistics
+import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
-from bench.both_shims import ShimdUnderContainerd, exec_many
+from bench.both_shims import ShimdUnderContainerd, exec_on_all
 from bench.measure import Figures, memory_kib
 from bench.rig import CALL_DEADLINE_S, CommandFailed, Daemon, Rig, command
 
@@ -25,16 +25,17 @@ def measure(rig: Rig, ours: Daemon, peer: Daemon, sizes: dict[str, int]) -> Figu
     run_worker(ours, sizes["log_mib"])
     run_worker(peer, sizes["log_mib"])
     for label, count in populations.items():
+        say(f"containers until there are {count} idle ones on each side")
         names += [run_idle(ours, peer, number) for number in range(len(names), count)]
         figures |= look(label, sides, names)
     done = 0
     for label, count in (("execs", sizes["execs"]), ("log", 0), ("more", sizes["more_execs"])):
-        with ThreadPoolExecutor(len(sides)) as pool:
-            numbers = range(done, done + count)
-            list(pool.map(lambda side: exec_many(side.shim_socket("works"), "works", numbers), sides.values()))  # noqa: B023
+        sockets = [each.shim_socket("works") for each in sides.values()]
+        exec_on_all(sockets, "works", range(done, done + count), say)
         if label == "log":
-            for side in sides.values():
-                write_log(rig, side, sizes["log_mib"])
+            for writer in sides.values():
+                say(f"{sizes['log_mib']} MiB of log, {writer.name}")
+                write_log(rig, writer, sizes["log_mib"])
         done += count
         figures |= look(f"after_{label}", sides, ["works"])
     for side in sides:
@@ -42,6 +43,11 @@ def measure(rig: Rig, ours: Daemon, peer: Daemon, sizes: dict[str, int]) -> Figu
             figures[f"after_more_private_dirty_{side}_kib"] - figures[f"after_log_private_dirty_{side}_kib"]
         )
     return figures
+
+
+def say(words: str) -> None:
+    """It takes minutes: show that it goes on."""
+    print(f"ctr_memory: {words}", file=sys.stderr, flush=True)
 
 
 def run_idle(ours: Daemon, peer: Daemon, number: int) -> str:

@@ -18,7 +18,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from shim.core.loop import Loop
     from shim.serving.parts import Parts
 
 
@@ -30,6 +29,8 @@ def main(fd: int, words: "list[str]") -> int:
     from shim.core.shimlog import ShimLog
     from shim.recovery.spares import LISTENER, LOCK, KeeperLink
     from shim.serving.serve import Shim, run
+    from shim.upgrade.relief import Relief
+    from shim.upgrade.upgrading import drop_ballast
 
     carried = handover.read(fd)
     carried["failed"] = words[0] if words else ""
@@ -58,6 +59,7 @@ def main(fd: int, words: "list[str]") -> int:
         shim.reaper.reap()  # who ended meanwhile
         faults.point("upgrade.thawed")
         log.info(f"version {carried['from_version']} went on as {VERSION} {carried['failed'] and '(back)'}".strip())
+        Relief(shim).begin()
         run(shim, log)
         return 0
     except BaseException as error:  # noqa: BLE001 - there is no way back any more
@@ -73,28 +75,6 @@ def copy(fd: int) -> int:
 def read_params(carried: "dict[str, Any]") -> Params:
     """How the shim was invoked; what this release does not know of it is left out."""
     return Params(**{name: value for name, value in carried["params"].items() if name in Params.__slots__})
-
-
-def drop_ballast(loop: "Loop", fds: "list[int]") -> None:
-    """Close the pipes that were kept open; where this was the last reader somebody writes to, go on reading."""
-    from shim.streams.pumps import discard
-    from shim.upgrade.upgrading import open_fifos
-
-    ours = {_inode(fd) for fd in open_fifos() - set(fds)}
-    for fd in fds:
-        os.set_inheritable(fd, False)
-        is_read_end = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
-        if is_read_end and _inode(fd) not in ours:
-            ours.add(_inode(fd))
-            os.set_blocking(fd, False)
-            discard(loop, fd)
-        else:
-            os.close(fd)
-
-
-def _inode(fd: int) -> "tuple[int, int]":
-    found = os.fstat(fd)
-    return found.st_dev, found.st_ino
 
 
 # --- the dry run

@@ -24,6 +24,7 @@ from shim.keeper.pulse import PulseWatch, limits_of
 from shim.keeper.wards import PAUSE_MAX_S, Ward, take_fds
 from shim.keeper.wire import BadRequest, pack_answer, verb_of
 from shim.launch import ADOPT, OK, STALE, WATCH
+from shim.recovery.spares import OTHER_CODE, RELIEVED
 from ttrpc.api.pulse import OF_KEEPER
 from ttrpc.peer import check_peer
 
@@ -244,7 +245,7 @@ class Keeper:
         self._watch(ward, self.shims)
 
     def _watch(self, ward: Ward, among: "dict[int, Ward]") -> None:
-        ward.report = self.log.warning
+        ward.report, ward.judge = self.log.warning, self._judge_relief
         among[ward.pid] = ward
         self.loop.register(ward.channel.fileno(), READ, lambda _mask: self._hear(ward))
 
@@ -256,13 +257,21 @@ class Keeper:
             ward.is_new = False
             self.log.info(f"looking after shim {ward.pid} of {ward.bundle}, which was not forked here")
 
+    def _judge_relief(self, code: str) -> str:
+        """Why a shim of this code is not to be followed by a copy of ours; empty when it may be."""
+        if code != os.path.basename(self.path) or self.is_retiring or self.edition.changed():
+            return OTHER_CODE
+        return "" if self.nursery.has_rehearsed else "its copies would be large, too: the rehearsal is not over"
+
     def _shim_ended(self, ward: Ward, status: int, *, is_adopted: bool = False) -> None:
         """A child's: its container's processes are ours now, and itself is a zombie still."""
         self.loop.unregister(ward.channel.fileno())
         ward.read()
         ward.channel.close()
         self.orphans.expect(ward.pid, ward.bundle)
-        if status != 0:
+        if os.WIFEXITED(status) and os.WEXITSTATUS(status) == RELIEVED:
+            self.log.info(f"shim {ward.pid} of {ward.bundle} is relieved")
+        elif status != 0:
             self.log.warning(f"shim {ward.pid} of {ward.bundle} ended with wait status {status}")
         is_wanted = status != 0 and ward.wants_successor()
         pause_s = ward.next_pause_s(status) if is_wanted else None

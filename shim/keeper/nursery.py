@@ -39,6 +39,7 @@ class Nursery:
         self.log = log
         self.on_birth = on_birth
         self.is_dismissed = False
+        self.has_rehearsed = False  # the template in use
         self.templates: dict[int, Template] = {}
         self.coming: dict[socket.socket, Timer] = {}  # copies that were ordered, and when they are late
         self.spares: dict[socket.socket, int] = {}  # copies that wait, and their pids
@@ -171,7 +172,7 @@ class Nursery:
             return
         self.log.info(f"template {template.pid} is ready: {message.decode(errors='replace')}")
         self.template.dismiss()
-        self.template, self.better = template, None
+        self.template, self.better, self.has_rehearsed = template, None, True
         for spare in (*self.spares, *self.coming):
             self._drop_copy(spare)
         self._order_copies()
@@ -205,7 +206,7 @@ class Nursery:
         if self.is_dismissed or self.template is not lost:
             return
         try:
-            self.template = self._make_template()
+            self.template, self.has_rehearsed = self._make_template(), False
         except OSError as error:
             self.log.error(f"no template: {error}")
             self.loop.call_later(COPY_AGAIN_S, lambda: self._replace(lost))

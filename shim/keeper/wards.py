@@ -10,7 +10,22 @@ from shim import faults
 from shim.bundle import remove
 from shim.keeper.looks import inode_of, read_pid
 from shim.recovery import pins
-from shim.recovery.spares import CONNECTION, DONE, DROP, HOLD, LOCK, NAME_MAX_BYTES, PIN, PINNED, SETTLED, UNPIN
+from shim.recovery.spares import (
+    CONNECTION,
+    DONE,
+    DROP,
+    HANDOVER,
+    HOLD,
+    LISTENER,
+    LOCK,
+    NAME_MAX_BYTES,
+    PIN,
+    PINNED,
+    RELIEF,
+    RELIEVED,
+    SETTLED,
+    UNPIN,
+)
 from shim.recovery.successor import DOOMED, TRY_AGAIN, is_locked
 
 TYPE_CHECKING = False
@@ -32,8 +47,8 @@ class Ward:
     """One shim. Owns the connection to it, and a copy of each fd it asked us to hold."""
 
     __slots__ = (
-        "bundle", "channel", "failures", "inode", "is_done", "is_new", "manners", "mask", "params", "pid", "pidfd",
-        "report", "settled_at_s", "spares",
+        "bundle", "channel", "failures", "inode", "is_done", "is_new", "judge", "manners", "mask", "params", "pid",
+        "pidfd", "report", "settled_at_s", "spares",
     )  # fmt: skip
 
     def __init__(self, pid: int, params: "Params", mask: int, channel: socket.socket, spares: "dict[str, int]") -> None:
@@ -43,6 +58,7 @@ class Ward:
         self.spares = spares
         self.inode = inode_of(params.socket_path)
         self.report: Callable[[str], None] = _nobody
+        self.judge: Callable[[str], str] = _unwilling
         self.failures = 0
         self.manners: Manners | None = None
         self.pidfd = -1  # of one that is not our child
@@ -63,7 +79,12 @@ class Ward:
 
     @property
     def passed(self) -> "dict[str, int]":
-        """The spares a successor is given beside listener and lock: those it cannot open by a name."""
+        """The spares a successor is given beside listener and lock: those it cannot open by a name.
+
+        All of them if the shim before it ended to be relieved: that one goes on with the very same.
+        """
+        if HANDOVER in self.spares:
+            return {name: fd for name, fd in self.spares.items() if name not in (LISTENER, LOCK)}
         return {name: fd for name, fd in self.spares.items() if name.endswith(".master") or name.startswith(CONNECTION)}
 
     def read(self) -> bool:
@@ -101,6 +122,8 @@ class Ward:
             self._say(PINNED)
         elif message.startswith(UNPIN):
             self._do(lambda: pins.unpin(os.fsdecode(message[len(UNPIN) :])))
+        elif message.startswith(RELIEF):
+            self._say(RELIEF + self.judge(message[len(RELIEF) :].decode(errors="replace")).encode())
         elif message == DONE:
             self.is_done = True
         elif message == SETTLED:
@@ -140,7 +163,8 @@ class Ward:
         One that somebody kills is not to blame, however often, nor one that the host hinders (TRY_AGAIN). Given up is
         only what cannot take over; what takes over and then fails, again and again, is not to keep us busy.
         """
-        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+        is_killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+        if is_killed or is_relieved(status):
             return 0.0 if self.is_settled else PAUSE_FIRST_S
         if self.settled_at_s is not None and time.monotonic() - self.settled_at_s > STEADY_S:
             self.failures = 0
@@ -176,8 +200,18 @@ class Ward:
             os.close(self.spares.popitem()[1])
 
 
+def is_relieved(status: int) -> bool:
+    """Whether a shim ended in order to be followed by a copy of ours. Pure."""
+    return os.WIFEXITED(status) and os.WEXITSTATUS(status) == RELIEVED
+
+
 def _nobody(_words: str) -> None:
     """Nobody wants to know."""
+
+
+def _unwilling(_code: str) -> str:
+    """Nobody looks after it."""
+    return "no keeper looks after it"
 
 
 def take_fds(ancillary: "list[tuple[int, int, bytes]]") -> "list[int]":

@@ -85,6 +85,12 @@ class Rejoin:
                 _say_done(connection)
             connection.close()
 
+    def change(self) -> None:
+        """Find a keeper of our own code and leave the one there is for it, which looks after us until then."""
+        if self._connection is None and self._spares.on_lost == self._lost:
+            self._failures = 0
+            self._later(0.0)
+
     def _lost(self) -> None:
         now = self._loop.clock()
         self._quick = self._quick + 1 if now - self._joined_at < QUICK_S else 0
@@ -94,6 +100,8 @@ class Rejoin:
         self._later(QUICK_PAUSE_S if self._quick > QUICK_MAX else 0.0)
 
     def _later(self, pause_s: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         self._timer = self._loop.call_later(pause_s, self._try)
 
     def _fail(self, why: object) -> None:
@@ -110,6 +118,8 @@ class Rejoin:
 
     def _try(self) -> None:
         self._timer = None
+        if self._connection is not None:
+            return  # asked already: it lost its keeper while it was about to leave it
         path, is_our_own = find_keeper(_directory(self._params), self._params)
         if not path:
             self._fail("there is none")
@@ -174,6 +184,7 @@ class Rejoin:
             self._joined_at = self._loop.clock()
             self._failures = 0
             self._log.info(f"keeper {_text(answer)} looks after this shim")
+            self._spares.excuse()
             self._spares.connect(connection)
             return
         connection.close()

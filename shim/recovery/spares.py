@@ -4,7 +4,8 @@ Messages to the keeper, each one packet of a SOCK_SEQPACKET connection: `hold NA
 replaces an earlier one of that name; `drop NAME`; `settled`: who dies from here on is not to blame for it; `done`: the
 end of this connection is in order, no successor is wanted. The keeper hands what it holds to the successor it forks.
 `pin PATH` with a pidfd and `unpin PATH` have the keeper do that (pins.py): in a shim the means cost half a megabyte. It
-answers `pinned`, also when it could not.
+answers `pinned`, also when it could not. `relief CODE` asks whether it would have a copy of its own follow a shim of
+that code (relief.py); `relief` and a reason, none if it would, is the answer.
 """
 
 import os
@@ -23,10 +24,17 @@ if TYPE_CHECKING:
 
 HOLD, DROP, SETTLED, DONE = b"hold ", b"drop ", b"settled", b"done"
 PIN, UNPIN, PINNED = b"pin ", b"unpin ", b"pinned"
+RELIEF = b"relief "
 LISTENER, LOCK = "listener", "lock"
+# What a shim that is relieved leaves to its successor alone: the memory file, and pipes under names that begin so; no
+# process has such a name. It ends with this code.
+HANDOVER = "handover"
+RELIEVED = 75
+OTHER_CODE = "other code"  # a keeper's answer to RELIEF: one of the shim's own code would do it
 CONNECTION = "conn."  # how the names of accepted connections and their ledgers begin; no process has such a name
 NAME_MAX_BYTES = 4096
-ANSWER_MAX_BYTES = 64  # of the keeper; there is one, PINNED
+EXCUSE_S = 1.0
+ANSWER_MAX_BYTES = 256  # of the keeper: PINNED, RELIEF with a reason
 
 
 class KeeperLink:
@@ -67,6 +75,7 @@ class Spares:
         self._pins: dict[str, int] = {}
         self._unanswered: list[Signal] = []
         self._is_settled = False
+        self._relief: Signal | None = None
         self.on_lost: Callable[[], None] = _nothing
         if connection_fd >= 0:
             self.connect(socket.socket(fileno=connection_fd))
@@ -146,6 +155,18 @@ class Spares:
         self._send_waiting()
         return pinned
 
+    def ask_relief(self, code: str) -> "Signal | None":
+        """Ask the keeper whether it would have a copy follow us: fires with why not, empty when it would.
+
+        None without a keeper. Order: one question at a time.
+        """
+        if self._connection is None:
+            return None
+        self._relief = Signal()
+        self._words.append((RELIEF + code.encode(), None, None))
+        self._send_waiting()
+        return self._relief
+
     def _ask_pin(self, path: str, pidfd: int) -> Signal:
         pinned = Signal()
         self._words.append((PIN + os.fsencode(path), pidfd, pinned))
@@ -210,6 +231,9 @@ class Spares:
                 return
             if message == PINNED and self._unanswered:
                 self._unanswered.pop(0).fire()
+            elif message.startswith(RELIEF) and self._relief is not None:
+                asked, self._relief = self._relief, None
+                asked.fire(message[len(RELIEF) :].decode(errors="replace"))
         self._send_waiting()
 
     def _lose(self) -> None:
@@ -225,6 +249,24 @@ class Spares:
             self._waiting.clear()
             self._words.clear()
             self._unanswered.clear()
+            self._relief = None
+
+    def excuse(self) -> None:
+        """Leave this keeper for another one: it holds nothing of ours any more, and raises no successor.
+
+        Blocks: a moment, for one that is busy. What is held is told to the next; see `connect`.
+        """
+        connection = self._connection
+        if connection is None:
+            return
+        try:
+            connection.settimeout(EXCUSE_S)
+            for name in self._held:
+                connection.send(DROP + name.encode())
+            connection.send(DONE)
+        except OSError:
+            pass  # it is gone, or so busy that it may raise a successor, who finds that there is another
+        self._disconnect()
 
     def finish(self) -> None:
         """Say that this shim ends in order: what happens to it from here on is nobody's trouble."""

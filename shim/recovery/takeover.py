@@ -91,6 +91,7 @@ def go_on(tasks: "TaskService", state: "dict[str, Any]", carried: "dict[str, Any
             if process.stdio is not None:
                 process.stdio.exited(process.exit.to_message())
             process.told.fire(process.exit)
+    orphans.forget_notes(parts.bundle.path, {each.pid for each in processes if each.exit is None})
     save(container)
     parts.spares.settle()
     if container.restart is not None:

@@ -42,7 +42,8 @@ from shim.task.exits import ExitStore
 from shim.task.lifecycle import DELETED, STOPPED
 from shim.task.pinning import unpin_left
 from shim.task.saving import save_process
-from shim.upgrade.upgrading import Upgrade
+from shim.upgrade import relief
+from shim.upgrade.upgrading import Upgrade, drop_ballast
 from shim.version import VERSION
 from ttrpc.loopdriver import LoopServer
 from ttrpc.service import Registry
@@ -77,12 +78,16 @@ def serve(listener_fd: int, params: Params, link: "KeeperLink | None" = None) ->
         return 0  # what it was raised for was removed, and another may have the name by now
     log = ShimLog(params.bundle, params.id, debug=params.debug)
     try:
+        pipes = relief.receive(link, log) if link is not None and link.is_raised else []
         shim = Shim(listener_fd, params, log, link)
+        drop_ballast(shim.loop, pipes)
     except Exception as error:  # noqa: BLE001 - the last place to say it
         log.failure("the shim cannot start", error)
         if link is None or not link.is_raised:
             remove(params.socket_path)
         return exit_code(error)
+    if link is None or link.connection_fd < 0:
+        relief.Relief(shim).begin()
     run(shim, log)
     return 0
 
@@ -189,7 +194,8 @@ class Shim:
         if (earlier is not None) != bool(carried["has_task"]):
             raise ValueError("the state file is not what this shim has written a moment ago")
         self.parts.log_bytes, self.parts.dropped_bytes = int(carried["log_bytes"]), int(carried["dropped_bytes"])
-        self.upgrade.outcome = carried
+        if "failed" in carried:
+            self.upgrade.outcome = carried
         if earlier is not None:
             takeover.go_on(self.tasks, earlier, carried)
         else:

@@ -23,6 +23,7 @@ from shim.core.steps import DeadlinePassed, Exited, Signal, Sleep, Spawn
 from shim.errors import failed_precondition, invalid_argument
 from shim.keeper.code import ABOVE
 from shim.recovery.successor import DOOMED
+from shim.streams.pumps import discard
 from shim.task.lifecycle import DELETED
 from shim.task.saving import save, save_exec
 from shim.upgrade import carriedcalls, handover
@@ -34,6 +35,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from shim.core.loop import Loop
     from shim.core.steps import Handler
     from shim.serving.serve import Shim
     from shim.task.process import Process
@@ -126,7 +128,7 @@ class Upgrade:
         reaper = self._shim.reaper
         fds = [os.memfd_create(name, os.MFD_CLOEXEC) for name in ("stdout", "stderr")]
         try:
-            fds.append(handover.write(self._facts()))
+            fds.append(handover.write(self.facts()))
             fds.append(fcntl.fcntl(fds[2], fcntl.F_DUPFD_CLOEXEC, LOWEST_FD))
             argv = handover.check_command(python, paths)
             try:
@@ -162,7 +164,7 @@ class Upgrade:
         Raises: FailedPrecondition naming what does not end.
         """
         began, pause_s = time.monotonic(), LOOK_FIRST_S
-        while why := self._what_hinders(cuts_streams and time.monotonic() - began < patience_s / 2):
+        while why := self.what_hinders(spares_streams=cuts_streams and time.monotonic() - began < patience_s / 2):
             waited_s = time.monotonic() - began
             if waited_s > patience_s:
                 raise failed_precondition(f"busy: {why}; nothing was changed, try again")
@@ -172,14 +174,16 @@ class Upgrade:
             pause_s = min(2 * pause_s, LOOK_MAX_S)
         self._refuse_if_ending()
 
-    def _what_hinders(self, spares_streams: bool) -> str:
+    def what_hinders(self, *, spares_streams: bool, is_ours: bool = True) -> str:
         """What is under way, or in no place where the new code would find it; empty when all is quiet.
 
+        ``is_ours``: the upgrade that is led now is not meant.
         ``spares_streams``: a client that streams, and will be cut off, shall have its say and its answers before.
         """
         shim = self._shim
         others = [getattr(task.handler, "__name__", "") for task in shim.loop.under_way]
-        others.remove("lead")
+        if is_ours:
+            others.remove("lead")
         if others:
             return f"under way is {', '.join(sorted(set(others)))}"
         if shim.loop.has_soon or shim.rejoin.is_asking:
@@ -188,7 +192,7 @@ class Upgrade:
             return "containerd has not taken an event"
         if not shim.parts.journal.flush():
             return "the journal cannot be written"
-        for process in self._processes():
+        for process in self.processes():
             why = trouble(process.stdio) if process.stdio is not None else ""
             if why:
                 return why
@@ -196,7 +200,8 @@ class Upgrade:
             return "a client streams"
         return ""
 
-    def _processes(self) -> "list[Process]":
+    def processes(self) -> "list[Process]":
+        """Of the container; none without one."""
         container = self._shim.tasks.container
         return container.processes() if container is not None else []
 
@@ -207,11 +212,11 @@ class Upgrade:
 
     # --- the step
 
-    def _facts(self) -> "dict[str, Any]":
+    def facts(self) -> "dict[str, Any]":
         """What passes on that no file says."""
         shim = self._shim
         parts, container = shim.parts, shim.tasks.container
-        streams = [process.stdio for process in self._processes() if process.stdio is not None]
+        streams = [process.stdio for process in self.processes() if process.stdio is not None]
         return {
             "from_version": VERSION,
             "params": {name: getattr(shim.params, name) for name in type(shim.params).__slots__},
@@ -222,7 +227,7 @@ class Upgrade:
             "dropped_bytes": parts.dropped_bytes + sum(stdio.dropped_bytes for stdio in streams),
             "oom_at": container.oom_at if container is not None else None,
             "streams": {
-                process.name: carry(process.stdio) for process in self._processes() if process.stdio is not None
+                process.name: carry(process.stdio) for process in self.processes() if process.stdio is not None
             },
         }
 
@@ -241,7 +246,7 @@ class Upgrade:
         fds = {self._listener_fd, self._lock_fd, keeper_fd, *held.values()} - {-1}
         ballast = open_fifos() - fds - shim.wakeup.fds
         facts = {
-            **self._facts(), **found, "failed": "", "frozen_at_ns": frozen_at_ns, "listener": self._listener_fd,
+            **self.facts(), **found, "failed": "", "frozen_at_ns": frozen_at_ns, "listener": self._listener_fd,
             "lock": self._lock_fd, "keeper": keeper_fd, "spares": held, "ballast": sorted(ballast),
         }  # fmt: skip
         fds |= ballast | client_fds
@@ -292,3 +297,22 @@ def open_fifos() -> "set[int]":
         except OSError:  # the directory's own, closed by now
             pass
     return found
+
+
+def drop_ballast(loop: "Loop", fds: "list[int]") -> None:
+    """Close the pipes that were kept open; where this was the last reader somebody writes to, go on reading."""
+    ours = {_inode(fd) for fd in open_fifos() - set(fds)}
+    for fd in fds:
+        os.set_inheritable(fd, False)
+        is_read_end = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
+        if is_read_end and _inode(fd) not in ours:
+            ours.add(_inode(fd))
+            os.set_blocking(fd, False)
+            discard(loop, fd)
+        else:
+            os.close(fd)
+
+
+def _inode(fd: int) -> "tuple[int, int]":
+    found = os.fstat(fd)
+    return found.st_dev, found.st_ino
