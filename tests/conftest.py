@@ -32,6 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
     leaks.sweep_stale()
     session = leaks.begin()
     config.stash[session_key] = session
+    os.environ.setdefault("SHIMD_RELIEF_S", "off")  # another process: tests of it ask for that
     os.environ.setdefault("SHIMD_KEEPER", "off")  # it outlives its test by design: tests of it ask for one
     if config.option.basetemp is None:
         config.option.basetemp = os.path.join(session.folder, "p")

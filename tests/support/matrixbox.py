@@ -58,6 +58,7 @@ class MatrixBox(DaemonBox):
         self.environ |= {
             **ARMED,
             "SHIMD_WEDGED_S": "0",
+            "SHIMD_RELIEF_S": "0.05",
             "SHIMD_FAULTS_DIR": self.traps,
             "SHIMD_SHIM_FAULTS": self.traps,
         }

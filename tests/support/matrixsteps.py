@@ -48,6 +48,7 @@ STEPS: dict[str, list[str]] = {
         "upgrade.begun", "upgrade.checked", "upgrade.saved", "upgrade.frozen", "upgrade.executed", "upgrade.restored",
         "upgrade.thawed",
     ],
+    "relief": ["relief.begun", "relief.told", "relief.received"],
     "exit": ended("init"),
     "ack": ["ack.begun", "ack.done"],
     "takeover": [
@@ -116,11 +117,11 @@ SHORT = [
             "create.mounted", "create.adopted", "tell.saved.tasks.create", "start.run", "tell.begun.tasks.start",
             "exec.written", "exec_start.run", "exit.reaped.exec.e1", "exec_delete.half", "log.spliced", "rotate.moved",
             "terminal.lifted", "pause.run", "resume.run", "update.begun", "upgrade.frozen", "upgrade.executed",
-            "exit.recorded.init", "ack.begun", "delete.run", "shutdown.unlinked", "takeover.waited",
+            "relief.received", "exit.recorded.init", "ack.begun", "delete.run", "shutdown.unlinked", "takeover.waited",
         ),
         (DAEMON, SHIM): ("create.run", "exit.saved.init", "delete.released", "daemon.create.task_created"),
         (KEEPER, SHIM): ("create.pinned", "exit.reaped.init", "log.written"),
-        (KEEPER,): ("create.saved", "exit.drained.init", "keeper.answered"),
+        (KEEPER,): ("relief.told", "create.saved", "exit.drained.init", "keeper.answered"),
         (DAEMON,): ("exec_start.adopted",),
         (RUNC,): ("runc.create.half", "runc.exec.done"),
         (SHIM, RUNC): ("runc.pause.done", "runc.delete.begun"),
@@ -154,12 +155,12 @@ def run_cell(box: MatrixBox, cell: Cell, scale: float) -> None:
     """Lead a life to the step, strike, and see that nothing is missing; `failure` says what was."""
     life = Life(box, f"cell{next(numbers)}x", cell.victims, scheme=SCHEMES.get(cell.step, "raw"))
     life.types_input = cell.step.startswith("attach.")
-    life.upgrades = cell.step.startswith("upgrade.")
+    life.upgrades = cell.step.startswith(("upgrade.", "relief."))
     life.may_lose_output = cell.step in HANGING_UP and {KEEPER, SHIM} <= {*cell.victims}
     life.loses_shim = cell.step.startswith(SECOND)
     if life.loses_shim and SHIM not in cell.victims:
         life.victims = (*cell.victims, SHIM)
-    life.waits_for_strike = cell.step.startswith(("log.", "rotate.", "takeover.", "keeper.s"))
+    life.waits_for_strike = cell.step.startswith(("log.", "rotate.", "takeover.", "keeper.s", "relief."))
     life.may_miss_exec = cell.step in UNPINNED and {KEEPER, SHIM} <= {*cell.victims}
     cell.is_bound = life.may_miss_exec or life.may_lose_output
     if cell.step in HOOKS:
@@ -167,7 +168,7 @@ def run_cell(box: MatrixBox, cell: Cell, scale: float) -> None:
         life.hooks = {HOOKS[cell.step]: [{"path": box.program, "args": ["runc", "hook", gate]}]}
     if KEEPER in cell.victims:
         box.ensure_keeper()
-    if life.waits_for_strike or life.loses_shim:
+    if (life.waits_for_strike or life.loses_shim) and not cell.step.startswith("relief."):
         life.late_trap = cell.step
     else:
         box.lay(cell.step)
