@@ -66,7 +66,7 @@ def write_replacing(path: str, data: bytes, *, mode: int = 0o600, durable: bool 
         sync_directory(os.path.dirname(path))
 
 
-def write_fully(fd: int, data: bytes) -> None:
+def write_fully(fd: int, data: "bytes | bytearray") -> None:
     """Write all of it. Raises: OSError, with a part written."""
     view = memoryview(data)
     while view:

@@ -40,7 +40,8 @@ PAYLOAD_MAX_BYTES = 1024 * 1024
 COMPACT_MIN_BYTES = 64 * 1024
 # Nobody acknowledges: beyond this the oldest events go, then the oldest exits of execs. About 30,000 records.
 FILE_MAX_BYTES = 8 * 1024 * 1024
-READ_BYTES = 256 * 1024
+# So much is in memory at a time: pieces of a quarter of a megabyte stayed with the shim as holes in its heap.
+READ_BYTES = 32 * 1024
 # Records that a full disk keeps in memory. At about 300 bytes each this is 1 MiB.
 PENDING_MAX = 4096
 
@@ -105,20 +106,30 @@ def decode_frame(data: bytes, at: int) -> "Frame | None":
     return Frame(at, end, kind, seq, payload)
 
 
-def scan(data: bytes) -> "tuple[list[Frame], list[tuple[int, int]], int]":
-    """All good frames, the damaged stretches between them, and where the last good frame ends. Pure.
+def check_header(data: bytes) -> bool:
+    """Whether a journal begins there; False for one whose header was being written, which is an empty one. Pure.
 
     Raises: JournalVersion when the header is whole and of another version; ValueError when it is no journal.
     """
     if len(data) < _HEADER.size:
         if encode_header().startswith(data):
-            return [], [], 0  # died while the header was written: an empty journal
+            return False
         raise ValueError("not a shimd journal")
     magic, version, crc = _HEADER.unpack_from(data, 0)
     if magic != MAGIC or crc != binascii.crc32(data[:12]):
         raise ValueError("not a shimd journal")
     if version != VERSION:
         raise JournalVersion(f"the journal has version {version}, this shim reads {VERSION}")
+    return True
+
+
+def scan(data: bytes) -> "tuple[list[Frame], list[tuple[int, int]], int]":
+    """All good frames, the damaged stretches between them, and where the last good frame ends. Pure.
+
+    Raises: as `check_header`.
+    """
+    if not check_header(data):
+        return [], [], 0
     frames, damage, at, good_end = [], [], _HEADER.size, _HEADER.size
     mark = FRAME_MARK.to_bytes(2, "little")
     while at < len(data):
@@ -161,14 +172,19 @@ class Journal:
 
     def _recover(self) -> int:
         """Cut a torn tail, take note of damage, and answer with the file's size from here on."""
-        data = self._read_all()
-        frames, self.damage, good_end = scan(data)
-        for frame in frames:
-            self.last_seq = max(self.last_seq, frame.seq)
-            if frame.kind == ACK:
-                self.acked_seq = max(self.acked_seq, frame.seq)
-        self._live_bytes = sum(frame.end - frame.start for frame in frames if self._is_live(frame))
-        if good_end != len(data):
+        self._size = os.fstat(self._fd).st_size
+        good_end = 0
+        if check_header(os.pread(self._fd, _HEADER.size, 0)):
+            good_end = _HEADER.size
+            for frame in self._frames():
+                if frame.start != good_end:
+                    self.damage.append((good_end, frame.start))
+                good_end = frame.end
+                self.last_seq = max(self.last_seq, frame.seq)
+                if frame.kind == ACK:
+                    self.acked_seq = max(self.acked_seq, frame.seq)
+            self._live_bytes = sum(frame.end - frame.start for frame in self._frames() if self._is_live(frame))
+        if good_end != self._size:
             os.ftruncate(self._fd, good_end)
         if good_end == 0:
             try:
@@ -207,7 +223,7 @@ class Journal:
         """Write what is pending, in order. False when the disk still refuses; call again later."""
         try:
             if self._pending and self._size + len(self._pending[0][2]) > FILE_MAX_BYTES:
-                self._rewrite(self._bounded())
+                self._bound()
             if self._size == 0:
                 self._size = self._append_bytes(encode_header(), 0)
             while self._pending:
@@ -232,7 +248,7 @@ class Journal:
             self._size = self._append_bytes(encode_frame(ACK, seq, b""), self._size)
             dead_bytes = self._size - self._live_bytes
             if dead_bytes >= COMPACT_MIN_BYTES and dead_bytes >= self._live_bytes:
-                self._rewrite([frame for frame in self._frames() if self._is_live(frame)])
+                self._rewrite(self._is_live)
         except OSError:
             pass  # only the note is missing: after a crash these would be told again, which every reader must bear
 
@@ -247,17 +263,25 @@ class Journal:
             raise
         return at + len(data)
 
-    def _rewrite(self, keep: "list[Frame]") -> None:
+    def _rewrite(self, is_kept: "Callable[[Frame], bool]") -> None:
         """Replace the file by one with these frames only. Raises: OSError; the old file is then still the journal."""
         fresh = self.path + ".new"
         fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        size = live_bytes = 0
         try:
-            parts = [encode_header()]
+            unwritten = bytearray(encode_header())
             if self.acked_seq:
-                parts.append(encode_frame(ACK, self.acked_seq, b""))
-            parts.extend(encode_frame(frame.kind, frame.seq, frame.payload) for frame in keep)
-            data = b"".join(parts)
-            write_fully(fd, data)
+                unwritten += encode_frame(ACK, self.acked_seq, b"")
+            for frame in self._frames():
+                if not is_kept(frame):
+                    continue
+                live_bytes += frame.end - frame.start
+                unwritten += encode_frame(frame.kind, frame.seq, frame.payload)
+                if len(unwritten) >= READ_BYTES:
+                    write_fully(fd, unwritten)
+                    size += len(unwritten)
+                    unwritten.clear()
+            write_fully(fd, unwritten)
             os.rename(fresh, self.path)
         except OSError:
             os.close(fd)
@@ -265,21 +289,29 @@ class Journal:
             raise
         os.close(self._fd)
         self._fd = fd
-        self._size = len(data)
-        self._live_bytes = sum(frame.end - frame.start for frame in keep)
+        self._size = size + len(unwritten)
+        self._live_bytes = live_bytes
         self._generation += 1
 
-    def _bounded(self) -> "list[Frame]":
-        """What stays when nobody acknowledges: half the bound, exits before events, newer before older."""
-        frames = [frame for frame in self._frames() if self._is_live(frame)]
-        budget, keep = FILE_MAX_BYTES // 2, []
-        for kind in (EXIT, EVENT):
-            for frame in reversed(frames):
-                if frame.kind == kind and budget >= frame.end - frame.start:
-                    budget -= frame.end - frame.start
-                    keep.append(frame)
-        self.dropped += len(frames) - len(keep)
-        return sorted(keep, key=lambda frame: frame.seq)
+    def _bound(self) -> None:
+        """Nobody acknowledges: keep half the bound, exits before events, newer before older. Raises: as `_rewrite`."""
+        surplus = {EXIT: -FILE_MAX_BYTES // 2, EVENT: 0}  # of each kind, what has to go: the oldest
+        for frame in self._frames():
+            if self._is_live(frame):
+                surplus[frame.kind] += frame.end - frame.start
+        surplus[EVENT] += min(surplus[EXIT], 0)  # what the exits leave is theirs
+        dropped = 0
+
+        def is_kept(frame: Frame) -> bool:
+            nonlocal dropped
+            if not self._is_live(frame) or surplus[frame.kind] <= 0:
+                return self._is_live(frame)
+            surplus[frame.kind] -= frame.end - frame.start
+            dropped += 1
+            return False
+
+        self._rewrite(is_kept)
+        self.dropped += dropped
 
     def _drop_pending(self) -> None:
         for index, (kind, _seq, _frame) in enumerate(self._pending):
@@ -343,13 +375,6 @@ class Journal:
             at = piece.find(mark, at + 1)
             if at < 0:
                 return
-
-    def _read_all(self) -> bytes:
-        parts, at = [], 0
-        while part := os.pread(self._fd, 1 << 20, at):
-            parts.append(part)
-            at += len(part)
-        return b"".join(parts)
 
     def close(self) -> None:
         os.close(self._fd)

@@ -49,7 +49,8 @@ def exits(box: KeptBox) -> list[tuple[str, int]]:
 
 
 def topics(box: KeptBox) -> list[str]:
-    return [each.topic.rpartition("/")[2] for each in box.events(lambda each: each.exit.exec_id == "" and each.exit.pid)]
+    told = box.events(lambda each: each.exit.exec_id == "" and each.exit.pid)
+    return [each.topic.rpartition("/")[2] for each in told]
 
 
 def arm(box: KeptBox, point: str) -> str:

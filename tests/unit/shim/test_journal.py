@@ -236,6 +236,42 @@ def test_unacknowledged_journal_is_bounded_and_keeps_exits_before_events(
     made.close()
 
 
+def test_a_large_journal_is_rewritten_and_opened_piece_by_piece(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it holds, no more than some pieces of it are in memory at a time."""
+    monkeypatch.setattr(journal, "READ_BYTES", 512)
+    made, pieces = Journal(path), []
+    real_pread, real_write = os.pread, journal.write_fully
+    for number in range(1, 2001):
+        made.append(EXIT if number % 4 == 0 else EVENT, b"x" * 100)
+    monkeypatch.setattr(os, "pread", lambda fd, count, at: pieces.append(count) or real_pread(fd, count, at))
+    monkeypatch.setattr(journal, "write_fully", lambda fd, data: pieces.append(len(data)) or real_write(fd, data))
+    made.ack(1500)
+    assert [seq for seq, _ in made.read(Cursor(), 1000)] == list(range(1501, 2001))
+    made.close()
+    made = Journal(path)
+
+    assert (made.last_seq, made.acked_seq, made.damage) == (2000, 1500, [])
+    assert [seq for seq, _ in made.read(Cursor(), 1000)] == list(range(1501, 2001))
+    assert max(pieces) <= 1024
+    made.close()
+
+
+def test_without_room_for_all_exits_every_event_and_the_oldest_exits_go(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "FILE_MAX_BYTES", 4096)
+    made = Journal(path)
+    for number in range(1, 201):
+        made.append(EVENT if number % 10 == 0 else EXIT, b"x" * 50)
+    kept = [seq for seq, _ in made.read(Cursor(), 1000)]
+
+    assert os.path.getsize(path) <= 4096
+    assert kept[-1] == 200
+    assert len(kept) + made.dropped == 200
+    assert all(seq % 10 for seq in kept[: len(kept) // 2])
+    made.close()
+
+
 # --- a full disk
 
 
