@@ -21,10 +21,10 @@ from shim.keeper.nursery import Nursery
 from shim.keeper.orphans import Orphans
 from shim.keeper.peer import Manners
 from shim.keeper.pulse import PulseWatch, limits_of
-from shim.keeper.wards import PAUSE_MAX_S, Ward, take_fds
+from shim.keeper.wards import PAUSE_MAX_S, Ward, is_relieved, take_fds
 from shim.keeper.wire import BadRequest, pack_answer, verb_of
 from shim.launch import ADOPT, OK, STALE, WATCH
-from shim.recovery.spares import OTHER_CODE, RELIEVED
+from shim.recovery.spares import OTHER_CODE
 from ttrpc.api.pulse import OF_KEEPER
 from ttrpc.peer import check_peer
 
@@ -269,7 +269,7 @@ class Keeper:
         ward.read()
         ward.channel.close()
         self.orphans.expect(ward.pid, ward.bundle)
-        if os.WIFEXITED(status) and os.WEXITSTATUS(status) == RELIEVED:
+        if is_relieved(status):
             self.log.info(f"shim {ward.pid} of {ward.bundle} is relieved")
         elif status != 0:
             self.log.warning(f"shim {ward.pid} of {ward.bundle} ended with wait status {status}")

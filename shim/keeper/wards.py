@@ -123,13 +123,19 @@ class Ward:
         elif message.startswith(UNPIN):
             self._do(lambda: pins.unpin(os.fsdecode(message[len(UNPIN) :])))
         elif message.startswith(RELIEF):
-            self._say(RELIEF + self.judge(message[len(RELIEF) :].decode(errors="replace")).encode())
+            self._say(RELIEF + self._judge(message[len(RELIEF) :].decode(errors="replace")).encode())
         elif message == DONE:
             self.is_done = True
         elif message == SETTLED:
             self.settled_at_s = time.monotonic()
         for fd in fds:
             os.close(fd)
+
+    def _judge(self, asked: str) -> str:
+        """Why it is not to be relieved; empty when it may be."""
+        code, _, count = asked.partition(" ")
+        held = sum(name.startswith(HANDOVER) for name in self.spares)
+        return self.judge(code) or ("" if count == str(held) else "the keeper has no room for what is to be left to it")
 
     def _do(self, work: "Callable[[], None]") -> None:
         try:

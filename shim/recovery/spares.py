@@ -4,8 +4,8 @@ Messages to the keeper, each one packet of a SOCK_SEQPACKET connection: `hold NA
 replaces an earlier one of that name; `drop NAME`; `settled`: who dies from here on is not to blame for it; `done`: the
 end of this connection is in order, no successor is wanted. The keeper hands what it holds to the successor it forks.
 `pin PATH` with a pidfd and `unpin PATH` have the keeper do that (pins.py): in a shim the means cost half a megabyte. It
-answers `pinned`, also when it could not. `relief CODE` asks whether it would have a copy of its own follow a shim of
-that code (relief.py); `relief` and a reason, none if it would, is the answer.
+answers `pinned`, also when it could not. `relief CODE COUNT` asks whether it would have a copy of its own follow a shim
+of that code (relief.py), and holds so much for it; `relief` and a reason, none if it would, is the answer.
 """
 
 import os
@@ -89,6 +89,17 @@ class Spares:
         """Whether the keeper has been told everything, and has answered what it is to answer."""
         return not (self._waiting or self._words or self._unanswered)
 
+    def is_keeper_alive(self) -> bool:
+        """Whether the connection stands at this moment; its end is told later, by the loop."""
+        try:
+            return self._connection is not None and bool(
+                self._connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            )
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+
     def held(self) -> "tuple[int, dict[str, int]]":
         """The connection's fd, below 0 without one, and the fds that are held by their names: all still ours."""
         return self._connection.fileno() if self._connection is not None else -1, dict(self._held)
@@ -155,15 +166,17 @@ class Spares:
         self._send_waiting()
         return pinned
 
-    def ask_relief(self, code: str) -> "Signal | None":
+    def ask_relief(self, code: str, count: int) -> "Signal | None":
         """Ask the keeper whether it would have a copy follow us: fires with why not, empty when it would.
+
+        ``count``: of what it was to hold for that before (HANDOVER), which it says it does.
 
         None without a keeper. Order: one question at a time.
         """
         if self._connection is None:
             return None
         self._relief = Signal()
-        self._words.append((RELIEF + code.encode(), None, None))
+        self._words.append((RELIEF + f"{code} {count}".encode(), None, None))
         self._send_waiting()
         return self._relief
 

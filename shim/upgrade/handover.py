@@ -41,16 +41,26 @@ sys.exit(check({fd!r}))
 
 def write(handover: "dict[str, Any]") -> int:
     """The memory file's fd, the caller's. Raises: OSError."""
-    fd = os.memfd_create("shimd-handover", os.MFD_CLOEXEC)
+    fd = create()
     try:
-        view = memoryview(json.dumps({**handover, "version": VERSION}, default=_plain).encode())
-        at = 0
-        while at < len(view):
-            at += os.pwrite(fd, view[at:], at)
+        fill(fd, handover)
     except OSError:
         os.close(fd)
         raise
     return fd
+
+
+def create() -> int:
+    """An empty memory file, the caller's: to be filled when it is where it should be. Raises: OSError."""
+    return os.memfd_create("shimd-handover", os.MFD_CLOEXEC)
+
+
+def fill(fd: int, handover: "dict[str, Any]") -> None:
+    """Raises: OSError."""
+    view = memoryview(json.dumps({**handover, "version": VERSION}, default=_plain).encode())
+    at = 0
+    while at < len(view):
+        at += os.pwrite(fd, view[at:], at)
 
 
 def read(fd: int) -> "dict[str, Any]":

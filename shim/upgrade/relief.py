@@ -18,8 +18,8 @@ import socket
 from shim import faults, launch
 from shim.core import pidfds
 from shim.core.steps import DeadlinePassed, Fired
-from shim.recovery.saving import save, save_exec
 from shim.recovery.spares import DROP, HANDOVER, OTHER_CODE, RELIEVED
+from shim.task.saving import save, save_exec
 from shim.upgrade import handover
 from shim.upgrade.upgrading import open_fifos
 
@@ -38,8 +38,8 @@ BEGIN_S = 10.0
 # Between tries, doubling.
 PAUSE_FIRST_S, PAUSE_MAX_S = 1.0, 300.0
 ANSWER_S = 5.0  # of the keeper
-# Names of what the keeper holds for the successor alone; no process has such a one.
-BALLAST = f"{HANDOVER}.pipe"
+# Names of the pipes that the keeper holds for the successor alone.
+PIPE = f"{HANDOVER}.pipe"
 
 
 class Relief:
@@ -70,8 +70,8 @@ class Relief:
         self._shim.loop.spawn(self._try(), is_watch=True)
 
     def _try(self) -> "Handler":
-        """One try. Order: what the keeper agreed to is done in the same turn of the loop as it is heard."""
-        why = self._what_hinders() or (yield from self._ask_keeper()) or self._what_hinders() or self._leave()
+        """One try; whatever comes in its way is said once."""
+        why = self._what_hinders() or (yield from self._leave())
         if why != self._told:
             self._told = why
             self._shim.log.info(f"this shim stays as large as it is for now: {why}")
@@ -88,13 +88,43 @@ class Relief:
             return "a client is attached, or follows a log"
         return shim.upgrade.what_hinders(spares_streams=True, is_ours=False)
 
-    def _ask_keeper(self) -> "Handler":
+    def _leave(self) -> "Handler":
+        """End, and be followed; or why that cannot be.
+
+        Order: the keeper has what is to be left, and says so; the memory file is filled when all is still quiet then.
+        """
+        spares = self._shim.parts.spares
+        pipes = self._pipes()
+        try:
+            left = {HANDOVER: handover.create(), **{f"{PIPE}{fd}": fd for fd in pipes}}
+        except OSError as error:
+            return f"there is no memory for its state: {error.strerror}"
+        try:
+            for name, fd in left.items():
+                spares.hold(name, fd)
+            why = (yield from self._ask_keeper(len(left))) or self._what_hinders()
+            if not why and self._pipes() == pipes:
+                why = self._save(left[HANDOVER])
+                if not why:
+                    os._exit(RELIEVED)
+        finally:
+            for name in left:
+                spares.drop(name)
+            os.close(left[HANDOVER])
+        return why or "a pipe was opened or closed meanwhile"
+
+    def _pipes(self) -> "set[int]":
+        """Which nobody has open by a name: what is in one must not be lost."""
+        held = {fd for name, fd in self._shim.parts.spares.held()[1].items() if not name.startswith(HANDOVER)}
+        return open_fifos() - held - self._shim.wakeup.fds
+
+    def _ask_keeper(self, count: int) -> "Handler":
         """Why it does not want to; empty when it does. One of other code than ours is left for one of ours."""
         try:
-            identity = launch.keeper_path({b"SHIMD_KEEPER": b"/"}).rpartition(b"/")[2].decode()
+            code = launch.keeper_path({b"SHIMD_KEEPER": b"/"}).rpartition(b"/")[2].decode()
         except OSError:
             return "its code is gone from the disk"
-        asked = self._shim.parts.spares.ask_relief(identity)
+        asked = self._shim.parts.spares.ask_relief(code, count)
         try:
             answer = (yield Fired(asked, deadline_s=ANSWER_S)) if asked is not None else "there is no keeper"
         except DeadlinePassed:
@@ -103,30 +133,20 @@ class Relief:
             self._shim.rejoin.change()
         return answer
 
-    def _leave(self) -> str:
-        """End, and be followed; or why that cannot be. Order: all is quiet, and nothing runs between that and this."""
+    def _save(self, fd: int) -> str:
+        """Write down everything a successor needs; what went wrong. Order: nothing runs between that and the end."""
         shim, container = self._shim, self._shim.tasks.container
         assert container is not None
         faults.point("relief.begun")
         if not all((save(container), *(save_exec(container, process) for process in container.execs.values()))):
             return "the state cannot be written"
-        spares = shim.parts.spares
-        ballast = open_fifos() - set(spares.held()[1].values()) - shim.wakeup.fds
         try:
-            left = {HANDOVER: handover.write(shim.upgrade.facts())}
+            handover.fill(fd, shim.upgrade.facts())
         except OSError as error:
-            return f"there is no memory to write the state into: {error.strerror}"
-        left |= {f"{BALLAST}{fd}": fd for fd in ballast}
-        for name, fd in left.items():
-            spares.hold(name, fd)
-        if spares.is_connected and spares.is_told:
-            shim.log.info("a copy of the keeper's template follows this shim, which is larger than it has to be")
-            faults.point("relief.told")
-            os._exit(RELIEVED)
-        for name in left:
-            spares.drop(name)
-        os.close(left[HANDOVER])
-        return "the keeper is busy"
+            return f"there is no memory for its state: {error.strerror}"
+        shim.log.info("a copy of the keeper's template follows this shim, which is larger than it has to be")
+        faults.point("relief.told")
+        return "" if shim.parts.spares.is_keeper_alive() else "the keeper is gone"
 
 
 def receive(link: "KeeperLink", log: "ShimLog") -> "list[int]":
@@ -147,7 +167,8 @@ def receive(link: "KeeperLink", log: "ShimLog") -> "list[int]":
     if fd < 0:
         return pipes  # another copy had it, and died
     try:
-        link.carried = handover.read(fd)
+        if os.fstat(fd).st_size:  # else it was killed before it had filled it
+            link.carried = handover.read(fd)
     except (OSError, ValueError) as error:
         log.warning(f"what the shim before this one left cannot be read: {error}")
     finally:

@@ -29,8 +29,19 @@ class Spares:
 
     def __init__(self, answer: str) -> None:
         self.answer = answer
+        self.names: dict[str, int] = {}
 
-    def ask_relief(self, _code: str) -> Any:
+    def hold(self, name: str, fd: int) -> None:
+        self.names[name] = fd
+
+    def drop(self, name: str) -> None:
+        del self.names[name]
+
+    def held(self) -> tuple[int, dict[str, int]]:
+        return -1, dict(self.names)
+
+    def ask_relief(self, _code: str, count: int) -> Any:
+        assert count == len(self.names)
         return self
 
 
@@ -52,7 +63,7 @@ def staged(answer: str = "", hinders: str = "", **environment: str) -> Any:
     return SimpleNamespace(
         loop=Loop(), log=Log(), upgrade=upgrade, is_finishing=False, changed=[],
         params=SimpleNamespace(environment=environment), parts=SimpleNamespace(spares=Spares(answer)),
-        tasks=SimpleNamespace(is_needed=True),
+        tasks=SimpleNamespace(is_needed=True), wakeup=SimpleNamespace(fds=set()),
     )  # fmt: skip
 
 
@@ -71,6 +82,7 @@ def answer(handler: Any) -> list[Any]:
 @pytest.fixture(autouse=True)
 def recent_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pidfds, "keeps_exit_status", lambda: True)
+    monkeypatch.setattr(relief, "open_fifos", set)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +133,7 @@ def test_a_keeper_of_other_code_is_left_for_one_of_ours() -> None:
     (asked,) = answer(Relief(shim)._try())
 
     assert isinstance(asked, Fired)
-    assert shim.changed == [True]
+    assert (shim.changed, shim.parts.spares.names) == ([True], {})
     assert shim.loop.timers == [1.0]
 
 
