@@ -44,11 +44,14 @@ def be_copy(fd: int, channel_fd: int) -> "NoReturn":
 
 
 def receive(fd: int) -> "tuple[bytes, bytes]":
-    """The handover, empty if there is none, and the numbers of all fds that came. Blocks. ``fd`` stays open."""
+    """The handover, empty if there is none, and the numbers of all fds that came. Blocks. ``fd`` stays open.
+
+    They are nobody's but the shim's: a log program that inherited listener and lock would hold them for its own life.
+    """
     pair = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, fd)
     raw = b""
     while True:
-        handover, ancillary, _flags, _address = pair.recvmsg(MESSAGE_MAX_BYTES, FDS_ROOM)
+        handover, ancillary, _flags, _address = pair.recvmsg(MESSAGE_MAX_BYTES, FDS_ROOM, _socket.MSG_CMSG_CLOEXEC)
         if ancillary:
             raw += ancillary[0][2]
         if handover != MORE:

@@ -145,7 +145,7 @@ def run_template(channel: socket.socket, _kept: "list[bytes]") -> "NoReturn":
     A copy's parent ends at once, so that it falls to the keeper, the subreaper: nothing here is ever woken for it.
     """
     while True:
-        message, ancillary, _flags, _address = channel.recvmsg(len(FORK), FDS_ROOM)
+        message, ancillary, _flags, _address = channel.recvmsg(len(FORK), FDS_ROOM, socket.MSG_CMSG_CLOEXEC)
         if not message:
             os._exit(0)
         fd = int.from_bytes(ancillary[0][2][:4], "little")

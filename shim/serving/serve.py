@@ -80,7 +80,7 @@ def serve(listener_fd: int, params: Params, link: "KeeperLink | None" = None) ->
     try:
         pipes = relief.receive(link, log) if link is not None and link.is_raised else []
         shim = Shim(listener_fd, params, log, link)
-        drop_ballast(shim.loop, pipes)
+        drop_ballast(shim.loop, pipes)  # last: who is the last reader of one reads on
     except Exception as error:  # noqa: BLE001 - the last place to say it
         log.failure("the shim cannot start", error)
         if link is None or not link.is_raised:
@@ -166,7 +166,7 @@ class Shim:
         self.tasks.upgrade = self.upgrade
         # Last: where nothing is to be waited for it settles at once, and what is not held goes.
         if carried is not None:
-            self._go_on(earlier, carried)
+            self._go_on(earlier, carried, link)
         else:
             self._begin(earlier, is_raised=link.is_raised)
 
@@ -189,8 +189,8 @@ class Shim:
             if is_raised:
                 self.loop.call_soon(self.finish)
 
-    def _go_on(self, earlier: "dict[str, Any] | None", carried: "dict[str, Any]") -> None:
-        """Go on where other code stopped in this process. Raises: whatever hinders that."""
+    def _go_on(self, earlier: "dict[str, Any] | None", carried: "dict[str, Any]", link: KeeperLink) -> None:
+        """Go on where other code stopped in this process, or a relieved shim. Raises: whatever hinders that."""
         if (earlier is not None) != bool(carried["has_task"]):
             raise ValueError("the state file is not what this shim has written a moment ago")
         self.parts.log_bytes, self.parts.dropped_bytes = int(carried["log_bytes"]), int(carried["dropped_bytes"])
@@ -204,7 +204,7 @@ class Shim:
             from shim.resume import copy
             from shim.upgrade import carriedcalls  # only here
 
-            carriedcalls.restore(self, carried["clients"], copy)
+            carriedcalls.restore(self, carried["clients"], copy if link.copies is None else link.copies.pop)
         self.connections.resume(self.server)  # last: these calls are answered at once
 
     def run(self) -> None:

@@ -20,16 +20,18 @@ from shim.core import pidfds
 from shim.core.steps import DeadlinePassed, Fired
 from shim.recovery.spares import DROP, HANDOVER, OTHER_CODE, RELIEVED
 from shim.task.saving import save, save_exec
-from shim.upgrade import handover
+from shim.upgrade import carriedcalls, handover
 from shim.upgrade.upgrading import open_fifos
+from ttrpc.errors import StatusError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from shim.core.shimlog import ShimLog
     from shim.core.steps import Handler
     from shim.recovery.spares import KeeperLink
     from shim.serving.serve import Shim
-    from shim.streams.stdio import Stdio
 
 # How long after it began to serve, unless SHIMD_RELIEF_S says another time: clients are back by then, and a new keeper
 # has rehearsed. `off` means never.
@@ -38,8 +40,8 @@ BEGIN_S = 10.0
 # Between tries, doubling.
 PAUSE_FIRST_S, PAUSE_MAX_S = 1.0, 300.0
 ANSWER_S = 5.0  # of the keeper
-# Names of the pipes that the keeper holds for the successor alone.
-PIPE = f"{HANDOVER}.pipe"
+# Names of what the keeper holds for the successor alone: each ends with the fd it was.
+PIPE, CLIENT = f"{HANDOVER}.pipe.", f"{HANDOVER}.client."
 
 
 class Relief:
@@ -84,9 +86,7 @@ class Relief:
             return "there is no container"
         if not shim.parts.spares.is_connected or not shim.parts.spares.is_told:
             return "no keeper looks after it"
-        if any(is_watched(process.stdio) for process in shim.upgrade.processes()):
-            return "a client is attached, or follows a log"
-        return shim.upgrade.what_hinders(spares_streams=True, is_ours=False)
+        return shim.upgrade.what_hinders(spares_streams=False, is_ours=False)
 
     def _leave(self) -> "Handler":
         """End, and be followed; or why that cannot be.
@@ -94,24 +94,39 @@ class Relief:
         Order: the keeper has what is to be left, and says so; the memory file is filled when all is still quiet then.
         """
         spares = self._shim.parts.spares
-        pipes = self._pipes()
         try:
-            left = {HANDOVER: handover.create(), **{f"{PIPE}{fd}": fd for fd in pipes}}
+            fd = handover.create()
         except OSError as error:
             return f"there is no memory for its state: {error.strerror}"
+        left: dict[str, int] = {}
         try:
-            for name, fd in left.items():
-                spares.hold(name, fd)
-            why = (yield from self._ask_keeper(len(left))) or self._what_hinders()
-            if not why and self._pipes() == pipes:
-                why = self._save(left[HANDOVER])
-                if not why:
-                    os._exit(RELIEVED)
+            _clients, left = self._open()
+            for name, each in {HANDOVER: fd, **left}.items():
+                spares.hold(name, each)
+            why = (yield from self._ask_keeper(1 + len(left))) or self._what_hinders()
+            if why:
+                return why
+            clients, others = self._open()
+            if others != left:
+                return "a client or a pipe came or went meanwhile"
+            why = self._save(fd, clients)
+            if not why:
+                os._exit(RELIEVED)
+            return why
+        except StatusError as error:
+            return error.message
         finally:
-            for name in left:
+            for name in (HANDOVER, *left):
                 spares.drop(name)
-            os.close(left[HANDOVER])
-        return why or "a pipe was opened or closed meanwhile"
+            os.close(fd)
+
+    def _open(self) -> "tuple[dict[str, Any], dict[str, int]]":
+        """Clients' calls that stream, and what is open besides what the keeper has, by the names it gets.
+
+        Raises: StatusError when clients have too much to read.
+        """
+        clients, fds = carriedcalls.carry(self._shim)
+        return clients, {**{f"{PIPE}{fd}": fd for fd in self._pipes()}, **{f"{CLIENT}{fd}": fd for fd in fds}}
 
     def _pipes(self) -> "set[int]":
         """Which nobody has open by a name: what is in one must not be lost."""
@@ -133,7 +148,7 @@ class Relief:
             self._shim.rejoin.change()
         return answer
 
-    def _save(self, fd: int) -> str:
+    def _save(self, fd: int, clients: "dict[str, Any]") -> str:
         """Write down everything a successor needs; what went wrong. Order: nothing runs between that and the end."""
         shim, container = self._shim, self._shim.tasks.container
         assert container is not None
@@ -141,7 +156,7 @@ class Relief:
         if not all((save(container), *(save_exec(container, process) for process in container.execs.values()))):
             return "the state cannot be written"
         try:
-            handover.fill(fd, shim.upgrade.facts())
+            handover.fill(fd, {**shim.upgrade.facts(), "clients": clients})
         except OSError as error:
             return f"there is no memory for its state: {error.strerror}"
         shim.log.info("a copy of the keeper's template follows this shim, which is larger than it has to be")
@@ -162,20 +177,16 @@ def receive(link: "KeeperLink", log: "ShimLog") -> "list[int]":
         keeper.send(DROP + name.encode())
     keeper.detach()
     fd = link.spares.pop(HANDOVER, -1)
-    pipes = [link.spares.pop(name) for name in names if name != HANDOVER]
+    pipes = [link.spares.pop(name) for name in names if name.startswith(PIPE)]
+    link.copies = {int(name[len(CLIENT) :]): link.spares.pop(name) for name in names if name.startswith(CLIENT)}
     faults.point("relief.received")
-    if fd < 0:
-        return pipes  # another copy had it, and died
     try:
-        if os.fstat(fd).st_size:  # else it was killed before it had filled it
+        # None: another copy had it, and died. Empty: the one before this was killed before it had filled it.
+        if fd >= 0 and os.fstat(fd).st_size:
             link.carried = handover.read(fd)
     except (OSError, ValueError) as error:
         log.warning(f"what the shim before this one left cannot be read: {error}")
-    finally:
-        os.close(fd)
+    for each in (fd, *(link.copies.values() if link.carried is None else ())):
+        if each >= 0:
+            os.close(each)
     return pipes
-
-
-def is_watched(stdio: "Stdio | None") -> bool:
-    """Whether a client would notice: its stream ends with this process, and it has to come back."""
-    return stdio is not None and (stdio.attached > 0 or (stdio.log is not None and bool(stdio.log.followers)))

@@ -192,25 +192,58 @@ def test_numbered_lines_at_full_speed(form: str) -> None:
         assert box.info().dropped_bytes == 0
 
 
-# --- when it is not done
+def test_who_is_attached_or_follows_notices_nothing() -> None:
+    """One types and is answered, one follows the log, one the events: over the same connections."""
+    with relieved(["sh", "-c", "while read line; do echo got $line; done; exit 42"]) as box:
+        log = f"log://{box.folder}/log?format=json"
+        box.create(stdin="attach:", stdout=log, stderr=log)
+        box.start()
+        attach, logs, follow = (
+            box.connect().open_stream(SHIM, *what)
+            for what in (
+                ("Attach",), ("Logs", shim.LogsRequest(follow=True)), ("Follow", shim.FollowRequest()),
+            )
+        )  # fmt: skip
+        attach.send(shim.AttachInput(open=shim.AttachOpen(stdin=True, output=True)))
+        assert attach.receive(timeout_s=20).HasField("opened")
+        assert [follow.receive(timeout_s=20).seq for _ in range(2)] == [1, 2]
+        for number in range(2):
+            attach.send(shim.AttachInput(stdin=b"%d\n" % number))
+            assert attach.receive(timeout_s=20).stdout == b"got %d\n" % number
+            assert b"got %d" % number in logs.receive(timeout_s=20).data
+            upgrade(box)
+            wait_relieved(box)
+        attach.send(shim.AttachInput(close_stdin=True))
+
+        assert attach.receive(timeout_s=20).exited.code == 42
+        assert follow.receive(timeout_s=20).exit.code == 42
+        assert logs.receive(timeout_s=20) is None
 
 
-def test_nobody_who_is_attached_is_cut_off() -> None:
+def test_nothing_it_has_is_inherited_by_what_it_starts() -> None:
     with relieved() as box:
         box.create(stdin="attach:", stdout="attach:", stderr="attach:")
         box.start()
         upgrade(box)
-        client = box.connect()
-        stream = client.open_stream(SHIM, "Attach")
-        stream.send(shim.AttachInput(open=shim.AttachOpen(output=True)))
-        assert stream.receive(timeout_s=20).HasField("opened")
-        if box.info().pid == box.shim_pid:  # else it was done before
-            wait_until(lambda: "a client is attached" in box.read("shim.log"), deadline_s=60, what="it to be said")
-            assert box.info().pid == box.shim_pid
-            client.close()
-            wait_relieved(box)
+        wait_relieved(box)
+        inherited = {
+            fd: os.readlink(f"/proc/{box.shim_pid}/fd/{fd}")
+            for fd in os.listdir(f"/proc/{box.shim_pid}/fd")
+            if int(fd) > 2 and not is_close_on_exec(box.shim_pid, fd)
+        }
+        assert inherited == {}
+        box.kill_shim()
+        assert all(is_close_on_exec(box.shim_pid, fd) for fd in os.listdir(f"/proc/{box.shim_pid}/fd") if int(fd) > 2)
         box.let_go()
         assert box.wait().exit_status == 42
+
+
+def is_close_on_exec(pid: int, fd: str) -> bool:
+    flags = leaks.read(f"/proc/{pid}/fdinfo/{fd}").partition("flags:")[2].split()[0]
+    return bool(int(flags, 8) & os.O_CLOEXEC)
+
+
+# --- when it is not done
 
 
 def test_while_the_keeper_is_dead_the_shim_goes_on_as_it_is() -> None:
