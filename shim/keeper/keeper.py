@@ -398,8 +398,3 @@ class Keeper:
         if self.loop.pulse is not None:
             self.loop.pulse.close()
         self.log.close()
-
-
-def open_log(path: str) -> ShimLog:
-    """The log of the keepers of one directory."""
-    return ShimLog(os.path.dirname(path), f"keeper-{os.getpid()}", name="keeper.log")

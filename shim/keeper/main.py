@@ -34,7 +34,8 @@ def main() -> int:
     words = home.move_out(os.environ.get("SHIMD_KEEPER_CGROUP", home.NAME))
     preload()
     from shim.actions.start import close_all_but
-    from shim.keeper.keeper import Keeper, open_log
+    from shim.core.shimlog import ShimLog
+    from shim.keeper.keeper import Keeper
     from shim.keeper.peer import World
 
     edition.watch_borrowed()
@@ -44,7 +45,7 @@ def main() -> int:
         words += f"; {merge_equal_pages()}"
     gc.freeze()  # what is imported stays
     gc.enable()
-    log = open_log(sys.argv[1])
+    log = ShimLog(os.path.dirname(sys.argv[1]), f"keeper-{os.getpid()}", name="keeper.log")  # one for a directory
     log.info(f"serving at {sys.argv[1]} pid={os.getpid()}; {words}")
     try:
         keeper = Keeper(LISTENER_FD, sys.argv[1], edition, World("self"), log)
