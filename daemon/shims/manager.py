@@ -169,15 +169,16 @@ class Manager(Registry):
         await self.policy_changed(handle.ns, handle.id, decide_now=True)
 
     async def policy_changed(self, ns: str, container_id: str, *, decide_now: bool = False) -> None:
-        """A container's labels or spec are others now: its shim is told, or will be once it answers again."""
+        """A container's labels or spec are others now: its shim is told, or will be once it answers again.
+
+        Returns after the first attempt. Goes on when the caller is gone: what is on record has changed already.
+        """
         handle = self.handles.get((ns, container_id))
         if handle is None or handle.is_deleted:
             return
-        limits, timeout_s = self.config.restart, self.config.timeouts.call_s
-        try:
-            await terms.give(handle, self.database, limits, timeout_s, decide_now=decide_now)
-        except (StatusError, OSError) as error:
-            log.warning("its shim does not know of it yet", extra={"id": handle.id, "reason": str(error)})
+        tried = trio.Event()
+        self.nursery.start_soon(terms.tell, handle, self.database, self.config, decide_now, tried)
+        await tried.wait()
 
     # --- deleting
 

@@ -5,9 +5,14 @@ found again, after all it had to tell is stored.
 """
 
 import contextlib
+import logging
 from typing import TYPE_CHECKING
 
+import trio
+
+from daemon import log as logs
 from daemon import restart
+from daemon.config import Config
 from daemon.config import Restart as Limits
 from daemon.shims import bundle
 from daemon.shims.handle import Handle
@@ -17,11 +22,15 @@ from daemon.store.records import TaskRow
 from shim import policy
 from ttrpc.api import shim, wkt
 from ttrpc.errors import StatusError
+from ttrpc.status import Code
 
 if TYPE_CHECKING:
     from ttrpc.api.containers import Container
     from ttrpc.api.shim import SetRestartRequest
 
+log = logging.getLogger(__name__)
+
+PASSING = (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.RESOURCE_EXHAUSTED)  # refusals that are worth another try
 FEATURE = "restart"  # of shim.v1's Info
 MS_PER_S = 1000
 
@@ -72,6 +81,31 @@ async def give(
     handle.has_terms = True
     handle.next_restart_at_ns = wkt.nanoseconds(state.next_at) if state.HasField("next_at") else None
     handle.tell()
+
+
+async def tell(handle: Handle, database: Database, config: Config, decide_now: bool, tried: trio.Event) -> None:
+    """Give the terms until the shim that is connected now has taken them; another is given them as it is found.
+
+    ``tried`` is set after the first attempt, whatever came of it.
+    """
+    client, pause_s = handle.client, config.recovery.retry_min_s
+    with logs.begin(ns=handle.ns, id=handle.id):
+        try:
+            while not handle.is_deleted and handle.client is client:
+                try:
+                    await give(handle, database, config.restart, config.timeouts.call_s, decide_now=decide_now)
+                    break
+                except (StatusError, OSError) as error:
+                    log.warning("its shim does not know of it yet", extra={"reason": str(error)})
+                    if isinstance(error, StatusError) and error.code not in PASSING:
+                        break
+                tried.set()
+                await trio.sleep(pause_s)
+                pause_s = min(pause_s * 2, config.recovery.retry_max_s)
+        except Exception:  # a bug met in one task's affairs is that task's trouble
+            log.exception("its shim is not told")
+        finally:
+            tried.set()
 
 
 async def withdraw(handle: Handle, timeout_s: float) -> None:

@@ -18,7 +18,7 @@ from daemon import procfs
 from daemon.config import DEFAULT_RUNTIME, Config, Runtime
 from daemon.errors import StoreFailed, unavailable
 from daemon.procfs import Identity
-from daemon.shims import asking, bundle, evidence, forcing, keeping, launch, raising
+from daemon.shims import asking, bundle, evidence, forcing, keeping, launch, raising, terms
 from daemon.shims.client import earlier
 from daemon.shims.handle import Handle, Health
 from daemon.shims.manager import Manager
@@ -31,7 +31,7 @@ from daemon.store.records import CREATING, RUNNING, TaskRow
 from tests.support.fds import no_free_fd
 from tests.support.waiting import wait_until
 from ttrpc.api import containers, runc, tasks, wkt
-from ttrpc.errors import StatusError
+from ttrpc.errors import DeadlineExceeded, StatusError
 from ttrpc.status import Code
 
 
@@ -159,6 +159,39 @@ async def test_cgroups_looked_up_by_a_pid_that_is_somebody_elses_by_then_are_lef
         assert await forcing.kill_container(a_row(pid=init.pid, pid_start_ticks=init.start_ticks))
         assert stranger.poll() is None
         stranger.kill()
+
+
+# --- telling shims what labels say by now
+
+
+@pytest.mark.parametrize("is_gone", [True, False])
+async def test_a_shim_is_told_of_labels_whoever_changed_them_and_however_slow_it_is(
+    short_dir: str, monkeypatch: pytest.MonkeyPatch, is_gone: bool
+) -> None:
+    """Or it would restart what is on record as stopped. The caller waits for the first attempt only."""
+    async with a_manager(short_dir) as manager:
+        handle = manager.handles["default", "c1"] = Handle(a_row())
+        answers, begun = trio.Event(), trio.Event()
+        told: list[str] = []
+
+        async def give(*_: object, **__: object) -> None:
+            begun.set()
+            await answers.wait()
+            told.append("late" if not told else "taken")
+            if told == ["late"]:
+                raise DeadlineExceeded("its shim did not answer SetRestart within 20 s")
+
+        monkeypatch.setattr(terms, "give", give)
+        async with trio.open_nursery() as callers:
+            callers.start_soon(manager.policy_changed, "default", "c1")
+            await begun.wait()
+            if is_gone:
+                callers.cancel_scope.cancel()
+            answers.set()
+        with trio.fail_after(10):
+            while told != ["late", "taken"]:
+                await trio.lowlevel.checkpoint()
+        assert not handle.is_deleted
 
 
 # --- what goes wrong with one is not everybody's trouble
