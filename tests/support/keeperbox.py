@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
+from shim.keeper import rehearsal, template
 from tests.support import leaks
 from tests.support.shimbox import NAMESPACE, ShimBox
 from tests.support.waiting import wait_until
@@ -250,12 +251,32 @@ def end_keepers(directory: str, signum: int = signal.SIGKILL) -> None:
             if name.endswith(".lock"):
                 with open(os.path.join(directory, name), "rb") as lock:
                     fcntl.flock(lock, fcntl.LOCK_EX)  # who was about to start one has done it
+    copies: set[int] = set()
     while pids := keepers_in(directory):
         for pid in pids:
+            copies |= copies_of(pid)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
                 os.kill(pid, signum)
             wait_until(lambda pid=pid: not is_running(pid), what="the keeper to be gone")  # type: ignore[misc]
+    wait_until(lambda: not any(map(is_running, copies)), what="its copies to notice, when they have rehearsed")
+
+
+def copies_of(keeper_pid: int) -> set[int]:
+    """The copies of itself a keeper has: the template, which is called a shim while it rehearses, and who waits."""
+    found, waiting = set(), [keeper_pid]
+    while waiting:
+        pid = waiting.pop()
+        try:
+            below = [int(each) for each in leaks.read(f"/proc/{pid}/task/{pid}/children").split()]
+        except OSError:
+            continue
+        for each in below:
+            with contextlib.suppress(OSError):
+                if leaks.read(f"/proc/{each}/cmdline").startswith((template.NAME, f"shim:{rehearsal.ID} ")):
+                    found.add(each)
+                    waiting.append(each)
+    return found
 
 
 def keepers_in(directory: str) -> list[int]:
