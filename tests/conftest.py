@@ -15,14 +15,15 @@ import pytest
 import trio
 import trio.testing
 
-from tests.support import leaks
+from tests.support import leaks, workers
 
 REAL_TIERS = ("kernel", "system", "interop")  # folders whose tests run real containers
 LIGHT_TIERS = ("unit", "house")  # folders whose tests start nothing: only this process is looked at
+APART = "shimd-workers"
 SOFT_SHARE = 0.9  # of pytest-timeout's limit, which ends the whole run: ours fails the one test
 
 session_key = pytest.StashKey[leaks.Session]()
-final_leaks_key = pytest.StashKey[leaks.Leaks]()
+final_leaks_key = pytest.StashKey[str]()
 interrupted_key = pytest.StashKey[bool]()
 
 
@@ -34,8 +35,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[session_key] = session
     os.environ.setdefault("SHIMD_RELIEF_S", "off")  # another process: tests of it ask for that
     os.environ.setdefault("SHIMD_KEEPER", "off")  # it outlives its test by design: tests of it ask for one
-    if config.option.basetemp is None:
+    if config.option.basetemp is None or workers.is_worker(config):
         config.option.basetemp = os.path.join(session.folder, "p")
+    if workers.is_controller(config):
+        leaks.unmark(session)  # its workers begin sessions of their own
+        config.pluginmanager.register(workers.Apart(), APART)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -112,9 +116,14 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     ours = session.config.stash.get(session_key, None)
     if ours is None:
         return
-    found = leaks.end(ours)
-    session.config.stash[final_leaks_key] = found
-    if found and session.exitstatus == pytest.ExitCode.OK:
+    found = str(leaks.end(ours))
+    if workers.is_worker(session.config):
+        session.config.workeroutput[workers.LEFT] = found  # type: ignore[attr-defined]
+        return
+    apart = session.config.pluginmanager.get_plugin(APART)
+    left = [found, *(apart.left if isinstance(apart, workers.Apart) else [])]
+    told = session.config.stash[final_leaks_key] = "\n".join(filter(None, left))
+    if told and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
@@ -122,7 +131,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     found = config.stash.get(final_leaks_key, None)
     if found:
         terminalreporter.section("left behind by the whole run, now removed", red=True)
-        terminalreporter.line(str(found))
+        terminalreporter.line(found)
 
 
 # --- a limit for each test --------------------------------------------------------------------------------------------

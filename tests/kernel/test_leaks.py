@@ -1,5 +1,6 @@
 """The leak check finds what it is there to find, and removes it; each test cleans up by the very function it checks."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -137,22 +138,26 @@ def test_clearing_ends_what_was_found(session: leaks.Session) -> None:
 
 
 def test_a_killed_session_is_swept_by_the_next_one() -> None:
-    """Its owner's pid is taken by another process: the start time tells."""
-    folder = os.path.join(os.environ["TMPDIR"], leaks.FOLDER_PREFIX + "dead")
-    os.mkdir(folder)
-    with open(os.path.join(folder, "owner"), "w", encoding="ascii") as file:
-        file.write(f"{os.getpid()} 12345 run-of-the-dead")
+    """Nobody holds its lock any more."""
+    folder = a_session("dead")
 
     assert [folder] == leaks.sweep_stale()
     assert not os.path.exists(folder)
 
 
 def test_a_living_session_is_not_swept() -> None:
-    folder = os.path.join(os.environ["TMPDIR"], leaks.FOLDER_PREFIX + "living")
-    os.mkdir(folder)
-    with open(os.path.join(folder, "owner"), "w", encoding="ascii") as file:
-        file.write(f"{os.getpid()} {leaks.started_at(os.getpid())} run-of-the-living")
+    """Also one of another PID namespace: its lock tells."""
+    folder = a_session("living")
+    with open(os.path.join(folder, leaks.OWNER), encoding="ascii") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert leaks.sweep_stale() == []
+    assert leaks.sweep_stale() == [folder]
 
-    assert leaks.sweep_stale() == []
-    os.unlink(os.path.join(folder, "owner"))
-    os.rmdir(folder)
+
+def a_session(name: str) -> str:
+    """The folder of a run."""
+    folder = os.path.join(os.environ["TMPDIR"], leaks.FOLDER_PREFIX + name)
+    os.mkdir(folder)
+    with open(os.path.join(folder, leaks.OWNER), "w", encoding="ascii") as file:
+        file.write(f"run-of-the-{name}")
+    return folder

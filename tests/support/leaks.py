@@ -9,7 +9,7 @@ network namespace, and whatever comes to lie in the default folders of daemon an
 """
 
 import contextlib
-import errno
+import fcntl
 import gc
 import os
 import re
@@ -30,7 +30,8 @@ FOLDER_PREFIX = "st-"  # short: a unix socket's path holds 107 bytes, and a shim
 OTHER_RUN = re.compile(rf"\b{FOLDER_PREFIX}[0-9a-f]{{8}}")
 SETTLE_S = 2.0  # a process told to end, and its cgroup, need a moment; a leak does not go away
 ROUNDS = 5  # of killing: each may bring to light what the killed one was about to start
-OWN_ENTRIES = ("owner", "p")  # the session's own in its folder
+OWNER = "owner"
+OWN_ENTRIES = (OWNER, "p")  # the session's own in its folder
 FOREIGN_CGROUPS = (".slice", ".scope", ".service", "docker", "kubepods")
 PASSING_FDS = ("/dev/urandom", "/dev/random")  # opened once, lazily, by libraries
 OUR_PLACES = ("/run/shimd", "/var/lib/shimd", "/run/containerd/runc", "/run/containerd/s")
@@ -43,6 +44,7 @@ class Session:
     run: str
     folder: str
     is_alone: bool
+    lock_fd: int = -1
 
     @property
     def tag(self) -> str:
@@ -97,12 +99,13 @@ def begin() -> Session:
     tempfile.tempdir = None
     folder = os.path.join(tempfile.gettempdir(), FOLDER_PREFIX + run[:8])
     os.mkdir(folder, 0o700)
-    with open(os.path.join(folder, "owner"), "w", encoding="ascii") as file:
-        file.write(f"{os.getpid()} {started_at(os.getpid())} {run}")
+    lock_fd = os.open(os.path.join(folder, OWNER), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    fcntl.flock(lock_fd, fcntl.LOCK_EX)
+    os.write(lock_fd, run.encode())
     os.environ[MARK] = run
     os.environ["TMPDIR"] = folder
     tempfile.tempdir = folder
-    return Session(run, folder, is_alone=bool(os.environ.get(ALONE)))
+    return Session(run, folder, is_alone=bool(os.environ.get(ALONE)), lock_fd=lock_fd)
 
 
 def end(session: Session) -> Leaks:
@@ -118,11 +121,18 @@ def end(session: Session) -> Leaks:
     found.cgroups = [path for path in cgroups() if session.tag in path]
     clear(session, found)
     shutil.rmtree(session.folder, ignore_errors=True)
+    if session.lock_fd >= 0:
+        os.close(session.lock_fd)
+    unmark(session)
+    return found
+
+
+def unmark(session: Session) -> None:
+    """From here on nothing that this process starts is the session's."""
     if os.environ.get(MARK) == session.run:
         del os.environ[MARK]
         os.environ.pop("TMPDIR", None)
         tempfile.tempdir = None
-    return found
 
 
 def remove(session: Session, before: Snapshot, found: Leaks, *, deep: bool = True) -> None:
@@ -137,7 +147,10 @@ def remove(session: Session, before: Snapshot, found: Leaks, *, deep: bool = Tru
 
 
 def sweep_stale() -> list[str]:
-    """Clean up after sessions whose process was killed before it could; returns their folders."""
+    """Clean up after sessions whose process was killed before it could; returns their folders.
+
+    Whether one lives says the lock on its file: its pid may be of another PID namespace.
+    """
     parent = tempfile.gettempdir()
     swept = []
     for name in os.listdir(parent):
@@ -145,11 +158,12 @@ def sweep_stale() -> list[str]:
         if not name.startswith(FOLDER_PREFIX):
             continue
         try:
-            with open(os.path.join(folder, "owner"), encoding="ascii") as file:
-                pid, start, run = file.read().split()
-        except (OSError, ValueError):
+            with open(os.path.join(folder, OWNER), encoding="ascii") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                run = file.read()
+        except OSError:
             continue
-        if started_at(int(pid)) != start:
+        if run:  # else it was just made
             end(Session(run, folder, is_alone=False))
             swept.append(folder)
     return swept
@@ -324,23 +338,11 @@ def places() -> list[str]:
 def own_fds() -> list[str]:
     found = []
     for name in os.listdir("/proc/self/fd"):
-        try:
+        with contextlib.suppress(FileNotFoundError):  # the listing's own
             target = os.readlink(f"/proc/self/fd/{name}")
-        except OSError as error:
-            if error.errno == errno.ENOENT:  # the listing's own
-                continue
-            raise
-        if target not in PASSING_FDS:
-            found.append(f"{name} → {target}")
+            if target not in PASSING_FDS:
+                found.append(f"{name} → {target}")
     return found
-
-
-def started_at(pid: int) -> str:
-    """Start time in clock ticks since boot, empty when there is no such process. Source: proc(5), stat field 22."""
-    try:
-        return read(f"/proc/{pid}/stat").rpartition(")")[2].split()[19]
-    except OSError:
-        return ""
 
 
 def read(path: str) -> str:
