@@ -10,6 +10,8 @@ export VENV
 python := $(VENV)/bin/python
 pytest := $(python) -m pytest
 sources := ttrpc shim daemon tests bench
+# Tests that run side by side; each worker has processes and mounts of its own (tests/support/workers.py).
+JOBS ?= $(shell n=$$(nproc); echo $$((n < 4 ? n : 4)))
 
 .PHONY: help root setup dev demo test ci unit kernel system matrix interop house lint format types proto proto-check fuzz bench clean
 
@@ -26,8 +28,8 @@ demo: root ## Show the promises on real containers: kill -9 the daemon, lose not
 	@bash .ci/setup.sh run
 	@bash .ci/demo.sh
 
-test: root dev lint types proto-check ## Run every check and every test, real runc included (root)
-	@$(pytest)
+test: root dev lint types proto-check ## Run every check and every test, real runc included, JOBS at a time (root)
+	@$(pytest) -n $(JOBS) --dist loadfile
 
 ci: ## What continuous integration runs
 	@bash .ci/run

@@ -12,6 +12,7 @@ import prctl
 import pytest
 
 from tests.support import leaks
+from tests.support.source import ROOT
 from tests.support.waiting import wait_until
 
 
@@ -115,9 +116,8 @@ def test_an_interrupted_run_ends_quietly(short_dir: str) -> None:
             "import os, signal, tempfile\n"
             "def test_it():\n    tempfile.mkdtemp()\n    os.kill(os.getpid(), signal.SIGINT)\n    signal.pause()\n"
         )
-    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     words = ["-m", "pytest", "-q", "-p", "tests.conftest", "-p", "no:cacheprovider", "--rootdir", short_dir, path]
-    done = subprocess.run([sys.executable, *words], cwd=root, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=60)
 
     assert done.returncode == pytest.ExitCode.INTERRUPTED, done.stdout + done.stderr
     assert "KeyboardInterrupt" in done.stdout
@@ -161,3 +161,43 @@ def a_session(name: str) -> str:
     with open(os.path.join(folder, leaks.OWNER), "w", encoding="ascii") as file:
         file.write(f"run-of-the-{name}")
     return folder
+
+
+def test_workers_see_nothing_of_each_other_and_what_each_leaves_is_told(short_dir: str) -> None:
+    """Two files on two workers. One starts what outlives it, the other waits for that, and never sees it."""
+    for name, text in WORKERS.items():
+        with open(f"{short_dir}/{name}", "w", encoding="ascii") as file:
+            file.write(text.replace("PLACE", short_dir))
+    words = ["-m", "pytest", "-q", "-p", "tests.conftest", "-p", "no:cacheprovider", "-n", "2", "--dist", "loadfile"]
+    done = subprocess.run(
+        [sys.executable, *words, "--rootdir", short_dir, short_dir],
+        cwd=ROOT, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout + done.stderr
+    assert "2 passed, 1 error" in done.stdout
+    assert "left behind:\nprocess" in done.stdout
+    assert "sleep 4242" in done.stdout
+    assert "left behind by the whole run" in done.stdout, "the fixture of a module is looked at in the end"
+
+
+WORKERS = {
+    "test_a.py": """
+import os, pytest, subprocess, tempfile
+@pytest.fixture(scope="module")
+def kept():
+    return subprocess.Popen(["setsid", "-f", "sleep", "4243"]).wait()
+def test_it(kept):
+    subprocess.run(["setsid", "-f", "sleep", "4242"], check=True)
+    open("PLACE/there", "w").close()
+""",
+    "test_b.py": """
+import os
+from tests.support.waiting import wait_until
+def test_it():
+    wait_until(lambda: os.path.exists("PLACE/there"), what="the other")
+    commands = [open(f"/proc/{pid}/cmdline").read() for pid in os.listdir("/proc") if pid.isdigit()]
+    assert not [each for each in commands if "424" in each]
+    assert len(commands) < 8
+""",
+}
