@@ -133,6 +133,8 @@ def restore(parts: "Parts", state: "dict[str, Any]", *, is_check: bool = False) 
             continue
         read_process(process, snapshot)
         container.execs[process.exec_id] = process
+    if not is_check:
+        execs.remove_unfinished(parts)
     return container
 
 

@@ -1,6 +1,7 @@
 """Execs: more processes in a running container."""
 
 import json
+import os
 import signal
 import time
 
@@ -199,6 +200,14 @@ def remove_files(parts: "Parts", exec_id: str) -> None:
     faults.point("exec_delete.half")
     for name in ("process.json", "pid", "log.json", "state.json"):
         remove(parts.bundle.file("execs", f"{exec_id}.{name}"))
+
+
+def remove_unfinished(parts: "Parts") -> None:
+    """Remove what a shim was writing when it was killed: nobody reads it, and its exec may never be written again."""
+    directory = parts.bundle.execs_dir
+    for name in os.listdir(directory):
+        if name.endswith(".new"):
+            remove(os.path.join(directory, name))
 
 
 def _file(container: "Container", exec_id: str, name: str) -> str:

@@ -111,3 +111,15 @@ def test_delete_takes_away_what_a_dead_shim_left_of_a_terminal(tmp_path: Path) -
         assert [name for name in os.listdir("/run") if name.startswith(prefix)]
         assert box.run_shim("-bundle", box.bundle, "delete").returncode == 0
         assert not [name for name in os.listdir("/run") if name.startswith(prefix)]
+
+
+def test_what_a_shim_was_writing_of_an_exec_goes_with_it() -> None:
+    """The exec is deleted, and its name may never be used again: a file for each kill would pile up."""
+    with KeptBox() as box:
+        box.create()
+        box.start()
+        assert box.run_exec("e1", ["true"]).exit_status == 0
+        Path(box.path("execs"), "e1.state.json.new").touch()
+        box.kill_shim()
+        assert box.state().status == 2
+        assert os.listdir(box.path("execs")) == []
