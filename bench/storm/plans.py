@@ -20,13 +20,14 @@ ACTS = {EXEC: 55, PAUSE: 15, UPDATE: 10, LOOK: 20}
 CODES = 120  # exit codes go round below those that mean something to a shell
 ROTATED_BYTES, ROTATED_FILES = 16384, 200  # a log that is rotated often, and never so often that a line goes
 
-# Lines are written in bursts by a builtin of the shell, so that a container costs next to nothing in between.
+# Lines are written in bursts by a builtin of the shell, so that a container costs next to nothing in between. One whose
+# terminal hangs up notes which line it is at, and goes on.
 BRIEF_SCRIPT = """\
-echo began >> /truth/{name}; trap '' HUP; n=0
+n=0; trap 'echo $n >> /truth/{name}.hup' HUP; echo began >> /truth/{name}
 while [ $n -lt {lines} ]; do echo "{name} $n"; n=$((n+1)); done
 echo $n > /truth/{name}.lines; exit {code}"""
 LONG_SCRIPT = """\
-echo began >> /truth/{name}; trap '' HUP; trap 'over=1' TERM; n=0
+n=0; trap 'echo $n >> /truth/{name}.hup' HUP; trap 'over=1' TERM; echo began >> /truth/{name}
 while [ -z "$over" ] && [ ! -e /truth/{name}.go ]; do
 k=0; while [ $k -lt {lines} ]; do echo "{name} $n"; n=$((n+1)); k=$((k+1)); done
 sleep {pause_s}

@@ -51,7 +51,8 @@ class Tally:
             f"{c['exec_statuses_wrong']} wrong; "
             f"lines {c['lines_expected']} expected, {c['lines_found']} found, {c['lines_lost']} lost, "
             f"{c['lines_doubled']} doubled, {c['lines_unheld']} gone with their last holder; "
-            f"terminal lines {c['terminal_lines_expected']} expected, {c['terminal_lines_lost']} lost; "
+            f"of terminals {c['terminal_lines_expected']} expected, {c['terminal_lines_found']} found, "
+            f"{c['terminal_lines_unheld']} gone with their last holder; "
             f"events {c['events_expected']} expected, {c['events_found']} found, {c['events_doubled']} doubled; "
             f"{c['leaks']} leaks"
         )

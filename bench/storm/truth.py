@@ -26,6 +26,11 @@ class Truth:
         told = self.told(f"{name}.lines")
         return int(told[0]) if told else None
 
+    def hung_up_at(self, name: str) -> int | None:
+        """The line at which a container was told that its terminal had hung up; None: it was not."""
+        told = self.told(f"{name}.hup")
+        return int(told[0]) if told else None
+
     def release(self, name: str) -> None:
         """Tell a container to end by itself."""
         with open(os.path.join(self.folder, f"{name}.go"), "w", encoding="ascii"):
@@ -33,7 +38,7 @@ class Truth:
 
     def forget(self, name: str) -> None:
         """Nothing more is asked of this one."""
-        for path in (name, f"{name}.lines", f"{name}.go"):
+        for path in (name, f"{name}.lines", f"{name}.hup", f"{name}.go"):
             try:
                 os.unlink(os.path.join(self.folder, path))
             except FileNotFoundError:

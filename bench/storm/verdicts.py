@@ -14,6 +14,7 @@ from shim.core import pidfds
 from ttrpc.api import shim
 
 UNHELD_S = 15.0  # between the death of a keeper and an end that nobody held on to: the successor may be slow
+TERMINAL_BYTES = 1 << 17  # held by a terminal and the FIFO behind it, which has room for half as much
 SETTLE_S = 30.0  # for what comes after an exit was told: the rest of a log, the event at a subscriber
 
 EXEC_TOPICS = ("/tasks/exec-added", "/tasks/exec-started", "/tasks/exit")
@@ -24,7 +25,7 @@ BEFORE_A_CREATE_AGAIN = {"/tasks/create", "/tasks/exit", "/tasks/delete"}
 def is_hung_up(field: Field, life: Life) -> bool:
     """Whether its terminal closed, with shim and keeper, before its script began: runc's process ends by SIGHUP then.
 
-    Once it runs the script ignores that, and its first act is to say so. Only a keeper and a shim hold a terminal; see
+    Once it runs the script goes on, and it has said so then. Only a keeper and a shim hold a terminal; see
     shim/SHIM.md, "Successors".
     """
     if (
@@ -69,7 +70,8 @@ def look_at_lines(field: Field, life: Life, seen: int) -> None:
     kind = "terminal_lines" if life.log == plans.TERMINAL else "lines"
     ends_at = time.monotonic() + SETTLE_S
     log = Log(path, name, is_json=is_json)
-    while len(log.numbers) < wanted and time.monotonic() < ends_at and kind == "lines":
+    hung_up_at = field.truth.hung_up_at(name) if life.log == plans.TERMINAL and field.keeper_deaths else None
+    while len(log.numbers) < wanted and time.monotonic() < ends_at and hung_up_at is None:
         time.sleep(0.1)
         log = Log(path, name, is_json=is_json)
     found = Counter(log.numbers)
@@ -79,17 +81,15 @@ def look_at_lines(field: Field, life: Life, seen: int) -> None:
     doubled = sum(count - 1 for count in found.values())
     is_ordered = log.numbers == sorted(log.numbers)
     strange = log.strange
-    if life.end == plans.KILL and strange and strange[-1].startswith("unfinished"):
+    if (life.end == plans.KILL or hung_up_at is not None) and strange and strange[-1].startswith("unfinished"):
         strange = strange[:-1]  # cut in the middle of a write
     tally.add(f"{kind}_expected", wanted)
     tally.add(f"{kind}_found", len(log.numbers))
     where = f"{name} ({life.log}{', rotated' if life.is_rotated else ''})"
-    if kind == "terminal_lines":
-        tally.add("terminal_lines_lost", len(lost))
-        tally.add("terminal_lines_strange", len(strange))
-    elif lost and lost == list(range(lost[0], wanted)) and is_unheld(field, name, ""):
-        tally.add("lines_unheld", len(lost))
-        tally.add("lines_expected", -len(lost))
+    is_end = lost == list(range(wanted - len(lost), wanted))
+    if lost and is_end and (is_hung_up_by(hung_up_at, lost[0], name) or is_unheld(field, name, "")):
+        tally.add(f"{kind}_unheld", len(lost))
+        tally.add(f"{kind}_expected", -len(lost))
     elif lost:
         field.fail("lines_lost", name, f"{where}: {len(lost)} of {wanted}, from {lost[0]} to {lost[-1]}", len(lost))
     elif strange or not is_ordered:
@@ -100,6 +100,14 @@ def look_at_lines(field: Field, life: Life, seen: int) -> None:
         field.fail("runs_wrong", name, f"{name}: {field.truth.told(name)}")
     if name not in field.kept:
         shutil.rmtree(os.path.dirname(path), ignore_errors=True)
+
+
+def is_hung_up_by(line: int | None, lost: int, name: str) -> bool:
+    """Whether the first line that is lost was in the terminal, or not even written, when that hung up. Pure.
+
+    What was in a terminal goes with it, and what was lifted from it with the FIFO.
+    """
+    return line is not None and (line - lost) * len(f"{name} {line}\r\n") <= TERMINAL_BYTES
 
 
 def is_unheld(field: Field, container: str, exec_id: str) -> bool:

@@ -31,8 +31,8 @@ MASTER, LIFTED = "master", "lifted"
 # What a terminal gives at once at most (N_TTY_BUF_SIZE less one, Linux drivers/tty/n_tty.c), so what a kill may cost
 # where splice(2) does not take terminals. Every FIFO that is empty has room for it.
 HAND_BYTES = 4095
-# Pieces lifted in a row. Each takes a slot of the FIFO, which has 16.
-PIECES = 16
+# Pieces lifted in a row: half as many as the FIFO has slots. More are no faster, and cost memory.
+PIECES = 8
 
 
 class Lift:

@@ -28,4 +28,5 @@ def test_nothing_is_lost_or_doubled_while_anything_of_ours_is_killed(tmp_path: P
     assert counts["kills"] == KILLS, done.stdout
     assert counts["statuses_exact"] == counts["containers"] > 0, done.stdout
     assert counts["lines_found"] == counts["lines_expected"] > 0, done.stdout
+    assert counts.get("terminal_lines_found") == counts.get("terminal_lines_expected"), done.stdout
     assert counts["events_found"] == counts["events_expected"] > 0, done.stdout
