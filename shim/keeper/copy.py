@@ -27,7 +27,7 @@ FDS_ROOM = socket.CMSG_SPACE(FDS_MAX * 4)
 MORE = b"more"  # fds that belong to the handover which follows
 
 
-def be_copy(fd: int, channel_fd: int) -> "NoReturn":
+def be_copy(fd: int, channel_fd: int, *, is_large: bool) -> "NoReturn":
     """Wait to be told which container's shim this is, and be that until its end; or end with the keeper. Blocks."""
     code = 1
     try:
@@ -37,6 +37,7 @@ def be_copy(fd: int, channel_fd: int) -> "NoReturn":
         handover, raw = receive(fd)
         if handover:
             params, link, listener_fd = put_on(handover, raw, fd)
+            link.is_large = is_large
             gc.enable()  # the shim is no template: what it makes from here on it has to look after
             code = serve(listener_fd, params, link)
     finally:

@@ -139,8 +139,8 @@ def prepare(channel: socket.socket, folder: str) -> "list[bytes]":
     return kept
 
 
-def run_template(channel: socket.socket, _kept: "list[bytes]") -> "NoReturn":
-    """Fork whenever asked, until the keeper is gone. Blocks.
+def run_template(channel: socket.socket, kept: "list[bytes]") -> "NoReturn":
+    """Fork whenever asked, until the keeper is gone. Blocks. ``kept`` is of a rehearsal; empty without one.
 
     A copy's parent ends at once, so that it falls to the keeper, the subreaper: nothing here is ever woken for it.
     """
@@ -152,7 +152,7 @@ def run_template(channel: socket.socket, _kept: "list[bytes]") -> "NoReturn":
         pid = os.fork()
         if pid == 0:
             if os.fork() == 0:
-                be_copy(fd, channel.fileno())
+                be_copy(fd, channel.fileno(), is_large=not kept)
             os._exit(0)
         os.close(fd)
         os.waitpid(pid, 0)

@@ -40,7 +40,7 @@ ANSWER_MAX_BYTES = 256  # of the keeper: PINNED, RELIEF with a reason
 class KeeperLink:
     """What a shim gets from the keeper that forked it: a connection to it and, if it is a successor, spare fds."""
 
-    __slots__ = ("carried", "connection_fd", "copies", "is_raised", "lock_fd", "spares")
+    __slots__ = ("carried", "connection_fd", "copies", "is_large", "is_raised", "lock_fd", "spares")
 
     def __init__(
         self,
@@ -54,6 +54,7 @@ class KeeperLink:
         self.carried = carried  # of other code in this process, which this one follows: see handover.py
         self.copies: dict[int, int] | None = None  # of the fds named in that, if it was another process's
         self.connection_fd = connection_fd
+        self.is_large = connection_fd < 0  # its memory is not that of a template which has rehearsed
         self.spares = spares or {}  # by name; -1: held, and not passed on
         self.lock_fd = lock_fd  # of the bundle; open for as long as the process lives
         self.is_raised = is_raised

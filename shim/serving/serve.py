@@ -86,7 +86,7 @@ def serve(listener_fd: int, params: Params, link: "KeeperLink | None" = None) ->
         if link is None or not link.is_raised:
             remove(params.socket_path)
         return exit_code(error)
-    if link is None or link.connection_fd < 0:
+    if link is None or link.is_large:
         relief.Relief(shim).begin()
     run(shim, log)
     return 0

@@ -115,6 +115,22 @@ def test_a_shim_that_was_started_cold_becomes_small_once_there_is_a_keeper() -> 
         assert box.last_exit().code == 42
 
 
+def test_a_copy_of_a_template_that_has_not_rehearsed_yet_is_relieved_too() -> None:
+    """Those of a keeper's first second; one of those that come later is not."""
+    with relieved() as box:
+        box.create()
+        box.start()
+        wait_relieved(box)
+        first = box.shim_pid
+        box.kill_shim()
+
+        assert box.shim_pid != first
+        assert box.keeper_log().count("is relieved") == 1
+        assert "this shim stays as large" not in box.read("shim.log").rpartition("taking over")[2]
+        box.let_go()
+        assert box.wait().exit_status == 42
+
+
 def test_a_keeper_of_the_new_code_is_found_and_keeps_it_from_there_on() -> None:
     """The old keeper's copies would be the old code: it is left for one that is started for this."""
     with relieved() as box:
