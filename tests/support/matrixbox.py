@@ -50,7 +50,8 @@ gate "$verb.done"
 class MatrixBox(DaemonBox):
     """Owns the traps, and the keepers of this box besides what a DaemonBox owns."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, relieves: bool = False) -> None:
+        self.relieves = relieves  # else a shim is another process only when somebody was killed
         super().__init__(config="wedged.after_s = 0  # who stands in a trap does not hang", autostart=False)
         self.traps, self.keepers, self.program = (f"{self.folder}/{name}" for name in ("t", "k", "runc"))
         self.lock = threading.Lock()  # of `daemon`: a strike starts it anew
@@ -58,7 +59,7 @@ class MatrixBox(DaemonBox):
         self.environ |= {
             **ARMED,
             "SHIMD_WEDGED_S": "0",
-            "SHIMD_RELIEF_S": "0.05",
+            "SHIMD_RELIEF_S": "0.05" if relieves else "off",
             "SHIMD_FAULTS_DIR": self.traps,
             "SHIMD_SHIM_FAULTS": self.traps,
         }

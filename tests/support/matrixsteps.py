@@ -94,6 +94,11 @@ class Cell:
     errors: list[str] = field(default_factory=list)
 
     @property
+    def relieves(self) -> bool:
+        """Whether it is about a shim that is relieved."""
+        return self.step.startswith("relief.")
+
+    @property
     def name(self) -> str:
         return f"{'+'.join(self.victims)} at {self.step}"
 
@@ -160,7 +165,7 @@ def run_cell(box: MatrixBox, cell: Cell, scale: float) -> None:
     life.loses_shim = cell.step.startswith(SECOND)
     if life.loses_shim and SHIM not in cell.victims:
         life.victims = (*cell.victims, SHIM)
-    life.waits_for_strike = cell.step.startswith(("log.", "rotate.", "takeover.", "keeper.s", "relief."))
+    life.waits_for_strike = cell.relieves or cell.step.startswith(("log.", "rotate.", "takeover.", "keeper.s"))
     life.may_miss_exec = cell.step in UNPINNED and {KEEPER, SHIM} <= {*cell.victims}
     cell.is_bound = life.may_miss_exec or life.may_lose_output
     if cell.step in HOOKS:
@@ -168,7 +173,7 @@ def run_cell(box: MatrixBox, cell: Cell, scale: float) -> None:
         life.hooks = {HOOKS[cell.step]: [{"path": box.program, "args": ["runc", "hook", gate]}]}
     if KEEPER in cell.victims:
         box.ensure_keeper()
-    if (life.waits_for_strike or life.loses_shim) and not cell.step.startswith("relief."):
+    if (life.waits_for_strike or life.loses_shim) and not cell.relieves:
         life.late_trap = cell.step
     else:
         box.lay(cell.step)
