@@ -5,7 +5,7 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Iterable, Iterator
     from types import CodeType, FunctionType
 
 # Objects up to 512 bytes lie in pools of one size class each (CPython, Objects/obmalloc.c); a bytes object of n
@@ -59,21 +59,25 @@ def _fill_class(size: int, kept: "list[bytes]") -> None:
             break
 
 
-def gather(codes: "Collection[CodeType]", kept: "list[bytes]") -> int:
+def gather(codes: "Iterable[CodeType]", kept: "list[bytes]") -> int:
     """Have the code that shims run lie together, in copies made behind everything else; the value: how many functions.
 
-    Code is written to while it runs. As imported, what runs lies between what does not, and takes its pages along.
+    Code is written to while it runs. As imported, what runs lies between what does not, and takes its pages along. It is
+    laid in the order of ``codes``: what every shim runs first, what only some do last.
     Order: before the rehearsal, for the copies have to learn all anew, and after the holes are filled, in which they
     would lie apart again; the fillers are added to ``kept``. The cache of attributes is emptied, too: each entry names
     an attribute looked up some time, and a shim that needs its place writes where that name lies.
     """
+    functions: dict[CodeType, list[FunctionType]] = {}
+    for function in _functions():
+        functions.setdefault(function.__code__, []).append(function)
     gc.collect()
     kept += fill_holes()
     copies: dict[CodeType, CodeType] = {}
     count = 0
-    for function in _functions():
-        if function.__code__ in codes:
-            function.__code__ = _copy(function.__code__, copies)
+    for code in codes:
+        for function in functions.pop(code, ()):
+            function.__code__ = _copy(code, copies)
             count += 1
     sys._clear_type_cache()
     return count
