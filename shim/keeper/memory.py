@@ -62,8 +62,8 @@ def _fill_class(size: int, kept: "list[bytes]") -> None:
 def gather(codes: "Iterable[CodeType]", kept: "list[bytes]") -> int:
     """Have the code that shims run lie together, in copies made behind everything else; the value: how many functions.
 
-    Code is written to while it runs. As imported, what runs lies between what does not, and takes its pages along. It is
-    laid in the order of ``codes``: what every shim runs first, what only some do last.
+    Code is written to while it runs. As imported, what runs lies between what does not, and takes its pages along. Now
+    it lies in the order of ``codes``: what every shim runs first, what only some do last.
     Order: before the rehearsal, for the copies have to learn all anew, and after the holes are filled, in which they
     would lie apart again; the fillers are added to ``kept``. The cache of attributes is emptied, too: each entry names
     an attribute looked up some time, and a shim that needs its place writes where that name lies.
