@@ -31,6 +31,7 @@ class Outlet:
         "_callbacks",
         "_choked",
         "_closing",
+        "_edge",
         "_fd",
         "_loop",
         "_owes_word",
@@ -47,6 +48,7 @@ class Outlet:
         self._watching = False
         self._choked = False
         self._closing = False
+        self._edge = False
         self._owes_word = False
         self._callbacks: list[Callable[[], None]] = []
         self.pending_bytes = 0
@@ -129,7 +131,8 @@ class Outlet:
     def _ready(self, mask: int) -> None:
         if mask & WRITE or mask & select.EPOLLERR or self._fd is None:
             self._flush()
-        else:  # a terminal nobody has open: no room until somebody has, which is the next edge
+        elif not self._edge:  # a terminal nobody has open: no room until somebody has, which is the next edge
+            self._edge = True
             self._loop.modify(self._fd, WRITE | select.EPOLLET)
 
     def _flush(self) -> None:
@@ -162,7 +165,7 @@ class Outlet:
     def _watch(self) -> None:
         if not self._watching and self._fd is not None:
             self._loop.register(self._fd, WRITE, self._ready)
-            self._watching = True
+            self._watching, self._edge = True, False
 
     def _unwatch(self) -> None:
         if self._watching and self._fd is not None:

@@ -1,6 +1,7 @@
 """Terminals: a real pty, handed over as a runtime does it."""
 
 import array
+import contextlib
 import fcntl
 import os
 import socket
@@ -158,6 +159,38 @@ def test_a_hung_up_terminal_rests_and_wakes_when_it_is_opened_again(loop: Loop, 
     terminal.slave = os.open(terminal.slave_name, os.O_RDWR | os.O_NOCTTY)
     terminal.says(b" after")
     turn_until(loop, lambda: client.stdout() == b"before after")
+    terminal.exits()
+    terminal.stdio.close()
+
+
+def test_input_for_a_terminal_that_nobody_has_open_waits_quietly(loop: Loop, tmp_path: Path) -> None:
+    """What it has no room for stays in the client's FIFO, and the loop does not spin."""
+    terminal = Terminal(loop, tmp_path, fifo(tmp_path, "in"), "attach:")
+    writer = os.open(tmp_path / "in", os.O_WRONLY | os.O_NONBLOCK)
+    terminal.start()
+    os.close(terminal.slave)
+    turn(loop, 5)
+    for _ in range(8):
+        with contextlib.suppress(BlockingIOError):
+            os.write(writer, b"typed\n" * 1000)
+        turn(loop, 5)
+
+    calls = _count_callbacks(loop)
+    turn(loop, 50)
+    assert len(calls) <= 1, "a terminal without room must not keep the loop busy"
+    assert waiting_bytes(writer) > 10_000
+
+    terminal.slave = os.open(terminal.slave_name, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
+    heard: list[bytes] = []
+
+    def reads() -> bool:
+        with contextlib.suppress(BlockingIOError):
+            heard.append(os.read(terminal.slave, 4096))
+        return waiting_bytes(writer) == waiting_bytes(terminal.slave) == 0
+
+    turn_until(loop, reads)
+    assert b"typed\ntyped\n" in b"".join(heard)
+    os.close(writer)
     terminal.exits()
     terminal.stdio.close()
 

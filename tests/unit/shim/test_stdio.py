@@ -12,6 +12,7 @@ import pytest
 from shim.core.loop import Loop
 from shim.core.pipes import waiting_bytes
 from shim.streams import pumps
+from shim.streams.rotation import existing_files
 from shim.streams.stdio import Stdio, StdioRequest
 from tests.support.streams import FakeCall, child_output, play, turn, turn_until
 from ttrpc.api import shim as api
@@ -118,6 +119,33 @@ def test_a_raw_log_is_appended_to_byte_by_byte(loop: Loop, io_dir: str, tmp_path
 
     assert log.read_bytes() == b"before\n" + data
     assert stdio.log_bytes == len(data)
+
+
+def test_a_raw_log_is_spliced_also_while_somebody_is_attached(
+    loop: Loop, io_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill finds nothing in our hands, and the client gets what went into the log, over rotations too."""
+    log = tmp_path / "c.log"
+    stdio = make(loop, io_dir, stdout=f"log://{log}?format=raw&max-size=5000&max-files=100")
+    client = FakeCall()
+    stdio.attach(client, api.AttachOpen(output=True))  # type: ignore[arg-type]
+    out = child_output(stdio)
+    monkeypatch.setattr(os, "read", _not_to_be_called)
+    stdio.started()
+    data = b"".join(b"%06d\n" % number for number in range(9000))
+    os.write(out, data)
+    os.close(out)
+    play(loop, stdio.drain())
+    monkeypatch.undo()
+    stdio.close()
+
+    files = existing_files(str(log))
+    assert b"".join(Path(each).read_bytes() for each in files) == client.stdout() == data
+    assert len(files) > 1
+
+
+def _not_to_be_called(*_arguments: object) -> bytes:
+    raise AssertionError("output is in memory before it is in the log")
 
 
 def test_a_file_may_be_truncated_by_a_log_rotator(loop: Loop, io_dir: str, tmp_path: Path) -> None:
