@@ -167,6 +167,10 @@ class Containers:
     def List(self, call: Call) -> Any:
         return containers.ListContainersResponse(containers=self.daemon.containers.values())
 
+    def ListStream(self, call: Call) -> None:
+        for container in self.daemon.containers.values():
+            call.send(containers.ListContainerMessage(container=container))
+
     def Update(self, call: Call) -> Any:
         new = call.request.container
         found = self._get(new.id)

@@ -64,6 +64,7 @@ def test_an_exec_goes_through_whatever_call_is_lost(fake: FakeDaemon, method: st
     ("method", "words"),
     [
         ("List", ["ps", "-a"]),
+        ("ListStream", ["ps", "-a"]),
         ("Exits", ["inspect", "web"]),
         ("Metrics", ["stats", "--no-stream"]),
         ("ListPids", ["top", "web"]),
