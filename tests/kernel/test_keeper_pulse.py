@@ -23,7 +23,7 @@ def box() -> Iterator[KeptBox]:
     with KeptBox(WAITER) as made:
         traps = os.path.join(made.folder, "traps")
         os.mkdir(traps)
-        made.environment |= {"SHIMD_WEDGED_S": "1", "SHIMD_WEDGED_GRACE_S": "2"}
+        made.environment |= {"SHIMD_WEDGED_S": "0.5", "SHIMD_WEDGED_GRACE_S": "1"}
         made.environment |= {"SHIMD_SHIM_FAULTS": traps, "SHIMD_SHIM_FAULTS_ARMED": "yes-kill-me"}
         yield made
 
@@ -101,7 +101,7 @@ def test_nobody_looks_where_that_is_not_wanted(box: KeptBox) -> None:
     wait_until(lambda: state_of(box.shim_pid) == "T", what="the stop")
     other = KeptBox(WAITER)  # as long as this takes, one that looked had seen it
     with other:
-        other.environment |= {"SHIMD_WEDGED_S": "1", "SHIMD_WEDGED_GRACE_S": "2"}
+        other.environment |= {"SHIMD_WEDGED_S": "0.5", "SHIMD_WEDGED_GRACE_S": "1"}
         other.create()
         os.kill(other.shim_pid, signal.SIGSTOP)
         wait_until(lambda: "moves again" in other.keeper_log(), deadline_s=60, what="the other's shim to move again")

@@ -23,7 +23,7 @@ from ttrpc.errors import ConnectionLost, StatusError
 from ttrpc.status import Code
 
 WAITER = ["sh", "-c", "while [ ! -e /go ]; do usleep 10000; done; exit 42"]
-UPGRADES = int(os.environ.get("SHIMD_TEST_SHIM_UPGRADES", "8"))
+UPGRADES = int(os.environ.get("SHIMD_TEST_SHIM_UPGRADES", "5"))
 POINTS = ("begun", "checked", "saved", "frozen", "executed", "restored", "thawed")
 
 

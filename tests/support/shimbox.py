@@ -269,12 +269,12 @@ class ShimBox:
     def wait_for_shim_end(self, *, deadline_s: float = 10.0) -> None:
         wait_until(lambda: not self.is_shim_alive(), deadline_s=deadline_s, what="the shim to end")
 
-    def _is_over(self) -> bool:
-        """Whether no container of this box is on record as alive."""
-        try:
-            return json.loads(self.read("state.json"))["state"] in ("stopped", "deleted")
-        except (OSError, ValueError):
-            return True
+    def _has_ended_when_told(self) -> bool:
+        """A successor knows the end of its container once PID 1 has reaped it, and ignores SIGTERM until then."""
+        if self.is_shim_alive():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.shim_pid, signal.SIGTERM)
+        return not self.is_shim_alive()
 
     def close(self) -> None:
         """End the container and the shim however they are, and remove the folder."""
@@ -285,12 +285,8 @@ class ShimBox:
             check=False,
         )
         if self.is_shim_alive():
-            # A successor knows the end of its container once PID 1 has reaped it, and ignores SIGTERM until then.
-            with contextlib.suppress(AssertionError):
-                wait_until(self._is_over, deadline_s=5.0, what="the exit to be on disk")
-            os.kill(self.shim_pid, signal.SIGTERM)
             try:
-                self.wait_for_shim_end(deadline_s=5.0)
+                wait_until(self._has_ended_when_told, what="the shim to end")
             except AssertionError:
                 os.kill(self.shim_pid, signal.SIGKILL)
                 self.wait_for_shim_end()

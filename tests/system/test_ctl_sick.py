@@ -16,8 +16,11 @@ RUNTIMES = ["io.containerd.shimd.v2", "io.containerd.runc.v2"]
 
 @pytest.fixture
 def box() -> Iterator[CtlBox]:
-    with CtlBox(config="timeouts.call_s = 3.0\nwedged.after_s = 0  # a stopped shim is to stay stopped") as made:
+    with CtlBox(config=f"{PATIENT}\nwedged.after_s = 0  # a stopped shim is to stay stopped") as made:
         yield made
+
+
+PATIENT, IMPATIENT = "timeouts.call_s = 3.0", "timeouts.call_s = 0.5"
 
 
 def is_alive(pid: int) -> bool:
@@ -37,6 +40,14 @@ def test_what_cannot_be_done_is_said_in_time(box: CtlBox) -> None:
     """Each command ends within seconds, names the shim, and tells what to do."""
     box.detached("sick", "sleep", "1000")
     shim_pid = number(box, "shim.pid")
+    box.daemon.kill()
+    with open(box.daemon.config_path, "r+", encoding="utf-8") as file:
+        text = file.read().replace(PATIENT, IMPATIENT)
+        file.seek(0)
+        file.truncate()
+        file.write(text)
+    box.daemon.start()
+    wait_until(lambda: box.ctl.output("inspect", "--part", "shim.health", "sick") == "serving\n", what="its adoption")
     os.kill(shim_pid, signal.SIGSTOP)
     try:
         for words in (("rm",), ("stop", "-t", "0"), ("kill",), ("pause",), ("exec", "sick", "true")):

@@ -14,7 +14,7 @@ from tests.support.ctlbox import CtlBox
 from tests.support.shimctl import Shimctl, finish
 from tests.support.waiting import wait_until
 
-COUNT = int(os.environ.get("SHIMD_TEST_UPGRADED_SHIMS", "6"))
+COUNT = int(os.environ.get("SHIMD_TEST_UPGRADED_SHIMS", "4"))
 PROGRAM = ("sh", "-c", "trap 'exit 42' TERM; n=0; while :; do echo line $n; n=$((n+1)); usleep 20000; done")
 GO = ("--runtime", "io.containerd.runc.v2")
 

@@ -14,7 +14,7 @@ from ttrpc.status import Code
 KEPT = 64
 
 
-@pytest.mark.parametrize(("runtime", "count"), [(RUNTIME, 200), (GO_RUNTIME, 80)])
+@pytest.mark.parametrize(("runtime", "count"), [(RUNTIME, 100), (GO_RUNTIME, 80)])
 def test_detached_execs_do_not_stay_for_ever(runtime: str, count: int) -> None:
     """The newest 64 that are over stay to be asked about; the exit of every one can be waited for."""
     with DaemonBox() as box:

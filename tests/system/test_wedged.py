@@ -28,7 +28,7 @@ from ttrpc.errors import StatusError, TtrpcError
 WRITER = (
     "i=0; while [ ! -e /go ]; do echo line $i; i=$((i+1)); sleep 0.02; done; echo $i >/count; exit 42",
 )  # fmt: skip
-QUICK = "wedged.after_s = 1.0\nwedged.grace_s = 2.0"
+QUICK = "wedged.after_s = 0.5\nwedged.grace_s = 1.0"
 STARVED = "wedged.after_s = 0.2\nwedged.grace_s = 0.2"
 
 
@@ -177,7 +177,7 @@ def test_without_replacing_it_is_only_reported() -> None:
         box.lay("block")
         box.pause("c")
         wait_until(lambda: box.told("wedged"), deadline_s=60, what="the report")
-        busy_ns = wait_until(lambda: busy_for_ns(box, hanging) > 5_000_000_000, deadline_s=60, what="time to pass")
+        busy_ns = wait_until(lambda: busy_for_ns(box, hanging) > 3_000_000_000, deadline_s=60, what="time to pass")
         assert busy_ns
         assert box.told("replaced") == []
         assert state_of(hanging) not in ("", "Z")
