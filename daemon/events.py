@@ -78,7 +78,9 @@ class EventLog:
         """
         if after_seq > self.newest_seq:
             raise StatusError(
-                Code.OUT_OF_RANGE, f"cursor {after_seq} is newer than the newest event {self.newest_seq}: not ours"
+                Code.OUT_OF_RANGE,
+                f"there is no event {after_seq} yet, the newest is {self.newest_seq}: that number is of another store; "
+                "begin anew with 0",
             )
         return Reader(self, after_seq, ns, filters.parse_all(texts))
 

@@ -12,6 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
+    from typing import NoReturn
 
     from daemon.ctl.commands import Command
 
@@ -54,6 +55,8 @@ def _run(words: "list[str]") -> int:
     except _WrongUsage as wrong:
         complain(*wrong.args)
         return 2
+    if rest[:1] == ["help"]:
+        rest, early.show_help = ([*rest[1:], "--help"] if rest[1:] else []), True
     name, entry, arguments = commands.find(rest)
     if entry is None:
         return _no_such_command(name, early)
@@ -190,7 +193,14 @@ def command_parser(name: str, command: "Command", *, is_read: bool = False) -> "
         def __init__(self, prog: str) -> None:
             super().__init__(prog, width=width, max_help_position=28)
 
-    parser = argparse.ArgumentParser(
+    class Parser(argparse.ArgumentParser):
+        """Says what is wrong as every other error is said; the whole usage is one command away."""
+
+        def error(self, message: str) -> "NoReturn":
+            complain(message, _what_was_meant(message, self) or f"{self.prog} --help")
+            raise SystemExit(2)
+
+    parser = Parser(
         prog=f"shimctl {name}",
         usage=command.usage,
         description=_filled(command.description, width) if is_read else command.description,
@@ -201,6 +211,16 @@ def command_parser(name: str, command: "Command", *, is_read: bool = False) -> "
     command.options(parser)
     add_global_options(parser)
     return parser
+
+
+def _what_was_meant(message: str, parser: "argparse.ArgumentParser") -> str:
+    """The option most like one that there is not, or nothing."""
+    import difflib
+
+    word = message.rpartition("unrecognized arguments: ")[2].partition(" ")[0].partition("=")[0]
+    known = [option for action in parser._actions for option in action.option_strings]
+    close = difflib.get_close_matches(word, known, 1, 0.75) if word.startswith("--") else []
+    return f"did you mean {close[0]}? All options: {parser.prog} --help" if close else ""
 
 
 def _width() -> int:

@@ -153,6 +153,31 @@ def test_a_wrong_option(words: list[str], code: int, capsys: pytest.CaptureFixtu
     assert "--nonsense" in capsys.readouterr().err or words[0] == "run"
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["stats", "--no-strem"], "did you mean --no-stream?"),
+        (["stats", "--once"], "shimctl stats --help"),
+        (["ps", "web"], "shimctl ps --help"),
+        (["logs"], "shimctl logs --help"),
+    ],
+)
+def test_wrong_usage_is_told_in_two_lines(words: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is wrong, and where to read on; not the whole usage."""
+    assert main.main(words) == 2
+    what, hint = capsys.readouterr().err.splitlines()
+    assert what.startswith("shimctl: ")
+    assert says in hint
+
+
+def test_help_is_a_word_too(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, says in ((["help"], "usage: shimctl [OPTIONS] COMMAND"), (["help", "ps"], "usage: shimctl ps")):
+        assert main.main(words) == 0
+        assert says in capsys.readouterr().out
+    assert main.main(["help", "shim"]) == 0
+    assert main.main(["help", "nope"]) == 2
+
+
 def test_an_error_of_several_lines_is_indented_and_its_hint_comes_last(capsys: pytest.CaptureFixture[str]) -> None:
     main.complain("first\nsecond", "do this")
 
