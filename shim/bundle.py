@@ -188,12 +188,25 @@ class Bundle:
         write_replacing(self.file(name), _to_json(value).encode(), mode=mode)
 
     def read_state(self) -> "dict[str, Any] | None":
-        """state.json of this or an earlier shim; None when there is none we understand."""
+        """state.json of this or an earlier shim; None when there is none we can read and understand."""
         try:
-            state = json.loads(read_file(self.file("state.json")))
+            return self.find_state()
         except (OSError, ValueError):
             return None
-        return state if isinstance(state, dict) and state.get("version") == STATE_VERSION else None
+
+    def find_state(self) -> "dict[str, Any] | None":
+        """The same; None only when there is none.
+
+        Raises: OSError when it cannot be read now; ValueError when it is not understood.
+        """
+        try:
+            raw = read_file(self.file("state.json"))
+        except FileNotFoundError:
+            return None
+        state = json.loads(raw)
+        if not isinstance(state, dict) or state.get("version") != STATE_VERSION:
+            raise ValueError(f"{self.file('state.json')} is not a state of version {STATE_VERSION}")
+        return state
 
 
 def parse_object(raw: bytes, what: str, wrong: "Callable[[str], Exception]" = invalid_argument) -> "dict[str, Any]":

@@ -11,7 +11,7 @@ from shim.task.lifecycle import DELETED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator
     from typing import Any
 
     from shim.core.steps import Handler
@@ -30,11 +30,19 @@ def find_task(params: "Params", boot_id: str, *, is_raised: bool) -> "dict[str, 
     """The state of the task this shim is to take over; None when there is none, or the bundle is to be removed.
 
     A deleted one is taken over only by a shim the keeper raises: there may be events nobody was told of. Whoever calls
-    `start` then wants a new task.
+    `start` then wants a new task, also where it is not understood what there was.
+    Raises: OSError when it cannot be read now, which says nothing about the task; ValueError of one that is raised.
     """
     bundle = Bundle(params.bundle)
-    state = bundle.read_state()
-    if state is None or os.path.lexists(bundle.file(DOOMED)):
+    if os.path.lexists(bundle.file(DOOMED)):
+        return None
+    try:
+        state = bundle.find_state()
+    except ValueError:
+        if is_raised:
+            raise
+        return None
+    if state is None:
         return None
     identity = {"boot_id": boot_id, "namespace": params.namespace, "id": params.id}
     if any(state.get(name) != value for name, value in identity.items()):
@@ -55,11 +63,18 @@ def is_locked(path: str, lock_fd: int) -> bool:
         return False
 
 
-def read_exec_states(bundle: Bundle) -> "Iterator[dict[str, Any]]":
-    """What is on disk of each exec."""
+def read_exec_states(bundle: Bundle, report: "Callable[[str], None]") -> "Iterator[dict[str, Any]]":
+    """What is on disk of each exec; one that cannot be read is reported, for the container is worth more."""
     for name in sorted(os.listdir(bundle.execs_dir)):
         if name.endswith(".state.json"):
-            yield json.loads(read_file(bundle.file("execs", name)))
+            try:
+                snapshot = json.loads(read_file(bundle.file("execs", name)))
+                if not isinstance(snapshot, dict):
+                    raise ValueError("not a JSON object")
+            except (OSError, ValueError) as error:
+                report(f"exec {name.removesuffix('.state.json')} is lost, its state cannot be read: {error}")
+            else:
+                yield snapshot
 
 
 def wait_for_runtimes(parts: "Parts", session: int, but: "set[int]") -> "Handler":

@@ -125,7 +125,7 @@ def restore(parts: "Parts", state: "dict[str, Any]", *, is_check: bool = False) 
         from shim.task import restarting  # only where a policy was set
 
         container.restart = restarting.read(container, state["restart"])
-    for snapshot in read_exec_states(parts.bundle):
+    for snapshot in read_exec_states(parts.bundle, parts.log.error):
         process = Process(snapshot["exec_id"], read_request(snapshot))
         if snapshot["state"] == STOPPED and _read_exit(parts, process.exec_id) is None:
             if not is_check:
@@ -167,7 +167,8 @@ def retell(container: Container, state: "dict[str, Any]") -> None:
     journal = parts.journal
     journal.last_seq = max(journal.last_seq, int(state["journal_seq"]))
     untold: list[tuple[int, Any]] = []
-    for telling in (state["telling"], *(each["telling"] for each in read_exec_states(parts.bundle))):
+    execs_on_disk = read_exec_states(parts.bundle, parts.log.debug)
+    for telling in (state["telling"], *(each["telling"] for each in execs_on_disk)):
         if telling is not None and telling["seq"] > journal.last_seq:
             untold.append((int(telling["seq"]), telling))
     for process in (container.init, *container.execs.values()):

@@ -5,7 +5,7 @@ import os
 
 from shim.bundle import require_id
 from shim.core.steps import Signal
-from shim.errors import already_exists, failed_precondition, invalid_argument, not_found, unimplemented
+from shim.errors import already_exists, failed_precondition, invalid_argument, not_found, unimplemented, unknown
 from shim.serving import answers
 from shim.streams.stdio import StdioRequest
 from shim.task import creation, execs
@@ -134,7 +134,12 @@ class TaskService:
 
         Raises: FailedPrecondition unless it was deleted.
         """
-        state = self.parts.bundle.read_state()
+        try:
+            state = self.parts.bundle.find_state()
+        except ValueError:
+            state = None  # what it was about the runtime knows: see creation.check_unused
+        except OSError as error:
+            raise unknown(f"what the bundle holds cannot be read: {error}") from None
         if state is not None and state.get("state") != DELETED:
             raise failed_precondition(
                 f"the bundle holds the task of an earlier shim ({state.get('shim_pid')}): run the delete action first"

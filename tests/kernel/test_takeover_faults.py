@@ -123,3 +123,39 @@ def test_what_a_shim_was_writing_of_an_exec_goes_with_it() -> None:
         box.kill_shim()
         assert box.state().status == 2
         assert os.listdir(box.path("execs")) == []
+
+
+def test_a_state_file_that_cannot_be_read_now_is_no_word_about_the_task() -> None:
+    """A successor that took it for none would end in order, and take address and connections with it."""
+    with KeptBox() as box:
+        box.create()
+        box.start()
+        keeper = box.keeper_pid
+        os.kill(keeper, signal.SIGSTOP)
+        os.kill(box.shim_pid, signal.SIGKILL)
+        os.rename(box.path("state.json"), box.path("kept"))
+        os.symlink("state.json", box.path("state.json"))  # ELOOP
+        os.kill(keeper, signal.SIGCONT)
+        wait_until(lambda: box.keeper_log().count("raising a successor") > 6, what="more tries than FAILURES_MAX")
+        os.rename(box.path("kept"), box.path("state.json"))
+        box.disconnect()
+
+        box.find_shim()
+        assert box.state().status == 2
+
+
+def test_an_exec_whose_state_is_damaged_is_lost_alone() -> None:
+    with KeptBox() as box:
+        box.create()
+        box.start()
+        for name in ("e1", "e2"):
+            box.add_exec(name, ["sleep", "1000"])
+            box.start(name)
+        Path(box.path("execs"), "e1.state.json").write_bytes(b"{")
+        box.kill_shim()
+
+        assert box.state().status == 2
+        assert box.state("e2").status == 2
+        with pytest.raises(StatusError, match="does not exist"):
+            box.state("e1")
+        assert "exec e1 is lost" in box.read("shim.log")
