@@ -12,8 +12,8 @@ from tests.support import leaks
 
 MEMORY_BYTES = 32 << 20
 PIDS = 20
-# As little as a process gets on the most crowded machine, so that who wants more is throttled there as well.
-QUOTA_US, PERIOD_US = 5_000, 100_000
+# The least the kernel takes, less than a process gets on the most crowded machine: so who wants more is throttled there
+QUOTA_US, PERIOD_US = 1_000, 100_000
 
 
 class Container:
