@@ -27,8 +27,7 @@ log = logging.getLogger(__name__)
 
 PAGE = 256
 PRUNE_EVERY_S = 30.0
-# Far beyond what a shim or client tells (some hundred bytes); keep_count of them must fit a disk.
-MAX_EVENT_BYTES = 256 * 1024
+MAX_EVENT_BYTES = table.MAX_EVENT_BYTES
 
 
 class EventLog:

@@ -114,7 +114,7 @@ async def _store(handle: Handle, incarnation: str, batch: "list[JournalRecord]",
     handle.stored_seq = batch[-1].seq
     # Not while an operation is still making it.
     if row is not None and policy.journal_of(row.incarnation) == policy.journal_of(incarnation):
-        if row.incarnation != handle.row.incarnation:
+        if policy.run_of(row.incarnation) > policy.run_of(handle.row.incarnation):  # else it is a newborn's first
             log.info("restarted by policy", extra={"restarts": row.restarts, "pid": row.pid, "id": row.id})
         handle.row = row
     runs.note_plan(handle, batch)
@@ -144,9 +144,13 @@ def store_one(connection: sqlite3.Connection, row: TaskRow, incarnation: str, re
         )
     at_ns = wkt.nanoseconds(record.at) or 0
     event = record.event
+    value = event.value
+    if len(value) > journal.MAX_EVENT_BYTES:  # no shim of ours does that; a page of such events would fill our memory
+        log.error("an event is too large, it is kept without its content", extra={"id": row.id, "bytes": len(value)})
+        value = b""
     is_new = journal.append(
         connection,
-        NewEvent(at_ns, row.ns, record.topic, event.type_url, event.value, exit_bytes, incarnation, record.seq),
+        NewEvent(at_ns, row.ns, record.topic, event.type_url, value, exit_bytes, incarnation, record.seq),
     )
     if is_new:
         runs.move(connection, row, incarnation, record)

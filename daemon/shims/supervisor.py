@@ -190,11 +190,15 @@ class Supervisors:
         return dataclasses.replace(found, facts=dataclasses.replace(found.facts, can_raise=False))
 
     def _have_it_listen(self, handle: Handle) -> None:
-        """Tell a shim whose socket somebody removed; see listening.py. It harms no shim that is only silent."""
+        """Tell a shim whose socket somebody removed; see listening.py. It harms no shim that is only silent.
+
+        Not while an operation is under way: that may be ending it, and its socket goes first.
+        """
         address, shim = self._addressed(handle).address, ending.shim_process(handle.row)
         if (
             shim is not None
             and address
+            and not handle.is_busy
             and not os.path.lexists(address)
             and not launch.is_foreign(handle.row.runtime, handle.row.shim_path)
         ):

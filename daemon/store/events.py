@@ -4,6 +4,8 @@ import sqlite3
 
 from daemon.store.records import NewEvent, NewExit, StoredEvent, StoredExit
 
+# Far beyond what a shim or client tells (some hundred bytes); keep_count of them must fit a disk, a page our memory.
+MAX_EVENT_BYTES = 256 * 1024
 _PRUNED = "events.pruned_through"
 
 

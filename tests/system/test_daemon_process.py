@@ -320,6 +320,18 @@ def test_a_disk_that_is_full_when_an_upgrade_has_failed_ends_no_daemon(small_roo
     assert box.task("c1").pid == init_pid
 
 
+def test_ordinary_lives_leave_nothing_in_the_log_that_would_worry_anybody() -> None:
+    with DaemonBox() as box:
+        for number in range(10):
+            name = f"c{number}"
+            box.run(name, "true")
+            assert box.wait(name).exit_status == 0
+            box.delete_task(name)
+        told = [line for line in box.log().splitlines() if " WARNING " in line or " ERROR " in line]
+        assert told == []
+        assert "by policy" not in box.log()
+
+
 def test_logs_in_json_carry_what_is_being_done() -> None:
     """One object per line, with namespace, id and call."""
     with DaemonBox(config='log.format = "json"') as box:

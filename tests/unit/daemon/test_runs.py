@@ -11,6 +11,7 @@ from daemon.config import Restart as Limits
 from daemon.shims import ingest, runs, terms
 from daemon.shims.handle import Handle
 from daemon.store import containers, schema, tasks
+from daemon.store import events as journal
 from daemon.store.records import CREATED, DELETING, RUNNING, STOPPED, TaskRow
 from ttrpc.api import containers as api
 from ttrpc.api import events, shim, wkt
@@ -72,6 +73,18 @@ def test_records_told_twice_and_older_runs_change_nothing(store: sqlite3.Connect
     again = ingest.store(store, row(), JOURNAL, batch, 1)
     assert once == again
     assert store.execute("SELECT count(*) FROM exits").fetchone() == (2,)
+
+
+def test_an_event_too_large_to_be_kept_loses_its_content_and_nothing_else(store: sqlite3.Connection) -> None:
+    """A page of 4 MiB each would be a gigabyte of our memory."""
+    told = ended(1)
+    told.event.value = b"x" * (journal.MAX_EVENT_BYTES + 1)
+    after = ingest.store(store, row(), JOURNAL, [told], 1)
+    assert after is not None
+    assert after.state == STOPPED
+    assert [(each.topic, each.value, each.exit is None) for each in journal.page(store, 0, 9)] == [
+        ("/tasks/exit", b"", False)
+    ]
 
 
 def test_a_row_that_is_being_deleted_stays_so(store: sqlite3.Connection) -> None:
