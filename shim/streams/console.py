@@ -11,6 +11,7 @@ from array import array
 
 from shim import errors
 from shim.core.steps import DeadlinePassed, Readable
+from ttrpc.errors import StatusError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -65,6 +66,10 @@ class ConsoleSocket:
         finally:
             self.close()
 
+    def fileno(self) -> int:
+        """The listener, to be held by others too: what the runtime has sent is in it. Below 0: it is closed."""
+        return self._listener.fileno() if self._listener is not None else -1
+
     def close(self) -> None:
         """Stop listening and remove the directory. Idempotent."""
         if self._listener is not None:
@@ -113,6 +118,22 @@ def take_master(connection: socket.socket) -> int:
         raise errors.failed_precondition("the runtime sent no terminal on the console socket")
     os.set_blocking(fds[0], False)
     return fds[0]
+
+
+def take_left(listener_fd: int) -> "int | None":
+    """The master that a runtime has sent to a shim which died before it took it; None when it has not.
+
+    The fd is owned from here on. Order: the runtime has come to its end.
+    """
+    with socket.socket(fileno=listener_fd) as listener:
+        listener.setblocking(False)
+        try:
+            connection, _ = listener.accept()
+            with connection:
+                connection.setblocking(False)
+                return take_master(connection)
+        except (OSError, StatusError):
+            return None
 
 
 def is_terminal(fd: int) -> bool:

@@ -11,7 +11,7 @@ import os
 from shim import faults
 from shim.bundle import remove
 from shim.core import pipes
-from shim.streams.console import ConsoleSocket, set_size
+from shim.streams.console import ConsoleSocket, set_size, take_left
 from shim.streams.jsonlines import STDOUT
 from shim.streams.pumps import ENDED, MORE, Pump
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 # How the spares of a process's terminal are named.
 MASTER, LIFTED = "master", "lifted"
+# The socket on which the master comes. Named like one, so that a successor is given it; no process has such a name.
+CONSOLE = "console:.master"
 
 # What a terminal gives at once at most (N_TTY_BUF_SIZE less one, Linux drivers/tty/n_tty.c), so what a kill may cost
 # where splice(2) does not take terminals. Every FIFO that is empty has room for it.
@@ -200,8 +202,12 @@ class Terminal:
         self._share.hold(LIFTED, fifo_fd)
         if not reopens:
             self._console = ConsoleSocket(os.path.dirname(fifo_path))
+            self._share.hold(CONSOLE, self._console.fileno())
             return 0
-        master_fd = self._share.take(MASTER)
+        console_fd, master_fd = self._share.take(CONSOLE), self._share.take(MASTER)
+        if console_fd is not None:
+            sent_fd = take_left(console_fd)
+            master_fd = sent_fd if master_fd is None else master_fd
         if master_fd is not None:
             self._master_fd = master_fd
             self._share.hold(MASTER, master_fd)
@@ -220,9 +226,10 @@ class Terminal:
         assert console is not None, "the master is received once"
         try:
             self._master_fd = yield from console.receive()
+            self._share.hold(MASTER, self._master_fd)
         finally:
+            self._share.drop(CONSOLE)
             console.close()
-        self._share.hold(MASTER, self._master_fd)
         if self._size is not None:
             set_size(self._master_fd, *self._size)
 
@@ -247,6 +254,7 @@ class Terminal:
     def close(self) -> None:
         """Let go of all but what the pump has. Idempotent."""
         if self._console is not None:
+            self._share.drop(CONSOLE)
             self._console.close()
             self._console = None
         if self._lift is not None:
