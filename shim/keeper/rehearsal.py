@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # Code is specialised after it ran eight times; what runs once in a life needs as many lives, of either kind.
 LIVES = 18
 FIRST_LIVES = 2  # one of each kind: see `rehearse`
-PHASES = 4  # see `play`
+PHASES = 5  # see `play`
 MEMORY = "/dev/shm"  # noqa: S108 - a life is mostly waiting for the disk elsewhere; the folder made in it is ours alone
 FOLDER = "shimd-stage-"  # not `shimd-rehearsal-`: an older version sweeps those by pid
 YOUNG_S = 60.0  # a folder that is made is locked in no time
@@ -144,8 +144,14 @@ def play(stage: Stage, *, with_fifos: bool) -> "Iterator[None]":
     yield
     _play_attached(stage, "e3", with_fifos)
     yield
+    init = stage.take_over()
+    waits_again = stage.begin("Wait", task.WaitRequest(id=ID))
     stage.end_process()
+    stage.settle(waits_again)
+    assert stage.shim.tasks.container is not None
+    init.told.fire(stage.shim.tasks.container.init.exit)
     stage.settle(waits)
+    yield
     caller = stage.change_connection(follower)
     stage.settle(follows)
     stage.client.close()

@@ -16,6 +16,7 @@ from shim.core.shimlog import ShimLog
 from shim.core.steps import Signal, Spawn
 from shim.keeper.copy import pack, put_on, receive
 from shim.params import Params
+from shim.recovery import takeover
 from shim.recovery.spares import NAME_MAX_BYTES, PIN, PINNED
 from shim.serving.serve import Shim
 from ttrpc.connection import CALLEE, CALLER, Connection
@@ -24,11 +25,13 @@ from ttrpc.wire_events import MessageReceived, RequestReceived, ResponseReceived
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import TypeAlias
 
     from google.protobuf.message import Message
 
     from shim.cgroup.cgroups import CgroupPaths
+    from shim.task.process import Process
     from ttrpc.wire_events import Event
 
     Client: TypeAlias = "tuple[socket.socket, Connection]"
@@ -115,6 +118,8 @@ class Stage:
         ended = Signal()
         ended.fire(0)
         self.shim.reaper._unasked[pid] = ended
+        if "state" in step.argv:
+            os.write(step.stdio[1] or 0, b'{"status": "running"}')
         if "--pid-file" in step.argv:
             with open(step.argv[step.argv.index("--pid-file") + 1], "w", encoding="ascii") as file:
                 file.write(str(self._make_process()))
@@ -198,6 +203,22 @@ class Stage:
             os.close(self.terminals.pop())
         os.close(self.ends.pop())
 
+    def take_over(self) -> "Process":
+        """Have the container taken over as from a dead shim; the value is init as it was before. Raises: as `settle`.
+
+        Its streams are closed for that, and its processes are no known children any more.
+        """
+        tasks = self.shim.tasks
+        before, state = tasks.container, self.shim.parts.bundle.read_state()
+        assert before is not None
+        assert state is not None
+        for process in before.processes():
+            self.shim.reaper._known.pop(process.pid, None)
+            process.close(self.shim.parts)
+        self.shim.loop.spawn(takeover.begin(tasks, state))
+        self._run_until(lambda: tasks.restoring is None)
+        return before.init
+
     # --- the client
 
     def change_connection(
@@ -226,8 +247,12 @@ class Stage:
 
         Raises: TimeoutError; InterruptedError when the keeper is gone; OSError for an answer that is an error.
         """
+        self._run_until(lambda: stream_id in self.answers)
+        return self.answers.pop(stream_id)
+
+    def _run_until(self, is_done: "Callable[[], bool]") -> None:
         deadline = time.monotonic() + STEP_S
-        while stream_id not in self.answers:
+        while not is_done():
             if os.getppid() != self.parent_pid:
                 raise InterruptedError("the keeper is gone")
             if time.monotonic() > deadline:
@@ -241,7 +266,6 @@ class Stage:
                 continue
             for event in events:
                 self._take(event)
-        return self.answers.pop(stream_id)
 
     def _take(self, event: "Event") -> None:
         if isinstance(event, ResponseReceived):
