@@ -10,7 +10,7 @@ from bench.both_shims import ShimdUnderContainerd, exec_on_all
 from bench.measure import Figures, memory_kib
 from bench.rig import CALL_DEADLINE_S, CommandFailed, Daemon, Rig, command
 
-SIZES = {"few": 20, "many": 100, "execs": 1000, "log_mib": 1024, "more_execs": 9000}
+SIZES = {"few": 20, "many": 100, "execs": 1000, "log_mib": 1024, "more_execs": 4000}
 OURS = ShimdUnderContainerd
 KINDS = ("pss", "private_dirty")
 BLOCK_MIB = 1
