@@ -9,6 +9,8 @@ import contextvars
 import datetime
 import json
 import logging
+import os
+import select
 import sys
 from collections.abc import Iterator
 
@@ -16,6 +18,7 @@ _fields: contextvars.ContextVar[tuple[tuple[str, object], ...]] = contextvars.Co
 
 # What every LogRecord has; anything else on one came with `extra`.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+PATIENCE_MS = 100
 LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -84,9 +87,51 @@ def _quoted(value: object) -> str:
     return json.dumps(text, ensure_ascii=False) if not text or any(c in text for c in ' "=\n') else text
 
 
+class UnreadHandler(logging.Handler):
+    """Writes to a descriptor, and never waits for long for its reader: what nobody reads is counted and lost.
+
+    A write to a full pipe or socket would stop the daemon until somebody reads on: a paged log, a journal that hangs.
+    Borrows the descriptor. Blocks: PATIENCE_MS, once until it is read again. Source: pipe(7), PIPE_BUF.
+    """
+
+    def __init__(self, fd: int) -> None:
+        super().__init__()
+        self._fd = fd
+        self._lost = 0
+        self._is_torn = False  # a line was begun and not ended
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLOUT)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            if not self._has_room(0 if self._lost else PATIENCE_MS):
+                self._lost += 1
+                return
+            if self._lost:
+                lost, self._lost = self._lost, 0
+                said = {"msg": "nobody read this log, lines of it are lost", "lost": lost}
+                self._write(self.format(logging.makeLogRecord({**said, "levelname": "WARNING", "name": __name__})))
+            self._write(self.format(record))
+        except Exception:  # noqa: BLE001 - logging's own way out
+            self.handleError(record)
+
+    def _write(self, line: str) -> None:
+        data = (b"\n" if self._is_torn else b"") + f"{line}\n".encode("utf-8", "backslashreplace")
+        self._is_torn = False
+        for at in range(0, len(data), select.PIPE_BUF):  # so much goes at once where there is room at all
+            if at and not self._has_room(PATIENCE_MS):
+                self._lost += 1
+                self._is_torn = True
+                return
+            os.write(self._fd, data[at : at + select.PIPE_BUF])
+
+    def _has_room(self, wait_ms: int) -> bool:
+        return bool(self._poll.poll(wait_ms))
+
+
 def set_up(level: str, form: str) -> None:
     """Send all records from ``level`` up to standard error as ``text`` or ``json``."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = UnreadHandler(sys.stderr.fileno())
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]

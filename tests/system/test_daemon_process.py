@@ -320,6 +320,25 @@ def test_a_disk_that_is_full_when_an_upgrade_has_failed_ends_no_daemon(small_roo
     assert box.task("c1").pid == init_pid
 
 
+def test_a_log_that_nobody_reads_stops_nobody() -> None:
+    """`shimd 2>&1 | less`, a journal that hangs: the daemon serves on, and says later what is missing."""
+    box = DaemonBox(autostart=False)
+    os.mkfifo(box.log_path)
+    reader = os.open(box.log_path, os.O_RDWR | os.O_NONBLOCK)
+    try:
+        box.start()
+        for _ in range(1000):
+            box.call(SHIMD, "Info", shimd.InfoRequest(), timeout_s=10)
+        os.read(reader, 1 << 20)
+        box.info()
+        assert b"lines of it are lost" in os.read(reader, 1 << 20)
+        os.unlink(box.log_path)
+        open(box.log_path, "wb").close()
+    finally:
+        box.close()
+        os.close(reader)
+
+
 def test_ordinary_lives_leave_nothing_in_the_log_that_would_worry_anybody() -> None:
     with DaemonBox() as box:
         for number in range(10):

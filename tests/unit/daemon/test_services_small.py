@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +239,40 @@ def test_a_directory_is_locked_until_its_holder_dies(tmp_path: Path) -> None:
         lock.release()
         os.kill(child, signal.SIGKILL)
         wait_until(lambda: not os.path.exists(f"/proc/{child}"), what="the child to be gone")
+
+
+# --- the log
+
+
+def test_a_log_that_nobody_reads_is_lost_and_counted() -> None:
+    """It does not stop us; what came before is whole, and how much is missing is said where it goes on."""
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    handler = logs.UnreadHandler(writer)
+    handler.setFormatter(logs.JsonFormatter())
+
+    def tell(number: int) -> None:
+        handler.emit(logging.makeLogRecord({"msg": "x" * 5000, "levelname": "INFO", "number": number}))
+
+    began = time.monotonic()
+    for number in range(100):
+        tell(number)
+    assert time.monotonic() - began < 20 * logs.PATIENCE_MS / 1000, "it waits once"
+    *whole, last = os.read(reader, 1 << 20).splitlines()
+    for number in (100, 101):
+        tell(number)
+    rest = os.read(reader, 1 << 20).splitlines()
+    torn = [] if last.endswith(b"}") else [rest.pop(0)]
+    told = [json.loads(line)["number"] for line in (*whole, *([] if torn else [last]))]
+    assert told == list(range(len(told)))
+    assert len(told) > 5
+    lost, *after = map(json.loads, rest)
+    assert lost["msg"] == "nobody read this log, lines of it are lost"
+    assert lost["lost"] == 100 - len(told)
+    assert [line["number"] for line in after] == [100, 101]
+    assert torn in ([], [b""]), "what was torn ends before anything else is told"
+    os.close(reader)
+    os.close(writer)
 
 
 # --- systemd
