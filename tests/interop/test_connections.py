@@ -148,3 +148,26 @@ def test_an_attached_client_gets_everything(direct: Play) -> None:
     assert done.exit == 5, done.complaint
     assert done.text.splitlines() == [f"line {number}" for number in range(400)]
     play.remove("c1")
+
+
+def test_a_person_at_a_terminal_notices_nothing(direct: Play) -> None:
+    """`ctr run -t` over kills of the shim: every line is shown, and what is typed arrives, each once."""
+    play, terminal = direct, direct.terminal()
+    script = """stty -echo; touch /tmp/here; i=0
+        while [ $i -lt 300 ]; do echo line $i; i=$((i+1)); usleep 10000; done
+        echo ready; while read word; do echo got $word; [ $word != end ] || exit 5; done"""
+    client = play.client(*play.run_args("c1", ("/bin/sh", "-c", script), ("--tty",)), terminal=terminal.tty)
+    play.wait_file("here")
+    pid = play.pid_of("c1")
+    for number in range(4):
+        terminal.type(f"word{number}\n")
+        kill_shim(play, "c1")
+        assert_unnoticed(play, "c1", pid)
+    terminal.type("end\n")
+    terminal.wait_for("got end")
+
+    assert client.finish(PATIENCE_S).exit == 5
+    shown = [line.strip() for line in terminal.seen.decode().splitlines() if line.strip()]
+    lines = [*(f"line {number}" for number in range(300)), "ready"]
+    assert shown == [*lines, *(f"got word{number}" for number in range(4)), "got end"]
+    play.remove("c1")
