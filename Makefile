@@ -12,6 +12,7 @@ pytest := $(python) -m pytest
 sources := ttrpc shim daemon tests bench
 # Tests that run side by side; each worker has processes and mounts of its own (tests/support/workers.py).
 JOBS ?= $(shell n=$$(nproc); echo $$((n < 4 ? n : 4)))
+side_by_side = -n $(JOBS) --dist loadfile
 
 .PHONY: help root setup dev demo test ci unit kernel system matrix interop house lint format types proto proto-check fuzz bench clean
 
@@ -29,7 +30,7 @@ demo: root ## Show the promises on real containers: kill -9 the daemon, lose not
 	@bash .ci/demo.sh
 
 test: root dev lint types proto-check ## Run every check and every test, real runc included, JOBS at a time (root)
-	@$(pytest) -n $(JOBS) --dist loadfile
+	@$(pytest) $(side_by_side)
 
 ci: ## What continuous integration runs
 	@bash .ci/run
@@ -38,10 +39,10 @@ unit: dev ## Run the tests that need neither root nor runc
 	@$(pytest) $(wildcard tests/unit tests/contract tests/house) -m "not root"
 
 kernel: root dev ## Run the shim's tests against the real kernel and runc (root)
-	@$(pytest) tests/kernel
+	@$(pytest) $(side_by_side) tests/kernel
 
 system: root dev ## Run the tests of whole processes, the kill matrix among them (root)
-	@$(pytest) tests/system
+	@$(pytest) $(side_by_side) tests/system
 
 matrix: root dev ## SIGKILL daemon, keeper, shim, runc and every pair at every step; the table goes to tests/system/MATRIX.md (root)
 	@SHIMD_MATRIX=whole $(pytest) tests/system/test_matrix.py -s
