@@ -25,6 +25,8 @@ DYING_S, DYING_PAUSE_S = 0.5, 0.005
 # A keeper forks in a few milliseconds; one that was just started imports for a tenth of a second first. This long
 # without an answer means stopped, stuck, or a machine so busy that nothing is quick.
 ANSWER_S = 2.0
+# One that young may be at its imports still: another in its place would begin anew beside it, and make both slower.
+YOUNG_S = 20.0
 ANSWER_MAX_BYTES = 65536
 STDIN_MAX_BYTES = 1 << 20
 DEFAULT_SOCKET_DIR = b"/run/containerd/s"
@@ -164,7 +166,7 @@ def ask(path: bytes, request: bytes) -> "tuple[bytes, bytes]":
         peer = connection.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12)
         if int.from_bytes(peer[4:8], sys.byteorder) != posix.geteuid():
             raise Unserved("its socket is not ours")
-        answer = _exchange(connection, request)
+        answer = _exchange(connection, request, path)
         if not answer:
             raise ConnectionResetError("it hung up")
         fields = answer.split(b"\0", 2)
@@ -203,7 +205,7 @@ def _is_handed(connection: "_socket.socket") -> bool:
         posix.close(bundle_fd)
 
 
-def _exchange(connection: "_socket.socket", request: bytes) -> bytes:
+def _exchange(connection: "_socket.socket", request: bytes, path: bytes) -> bytes:
     """Source: unix(7); a send to a socket whose reading half is shut down fails with EPIPE, whoever holds it."""
     try:
         connection.send(request)
@@ -217,9 +219,19 @@ def _exchange(connection: "_socket.socket", request: bytes) -> bytes:
         # Our half is closed first: an answer is in the queue by now, or can never get there.
         connection.shutdown(SHUT_RD)
         answer = connection.recv(ANSWER_MAX_BYTES)
-        if not answer:
-            raise Sick(f"it does not answer within {ANSWER_S:g} s") from None
-        return answer
+        if answer:
+            return answer
+        why = f"it does not answer within {ANSWER_S:g} s"
+        raise (Unserved(f"{why}, but is new") if _is_young(path) else Sick(why)) from None
+
+
+def _is_young(path: bytes) -> bool:
+    import time
+
+    try:
+        return 0 <= time.time() - posix.stat(path).st_mtime < YOUNG_S
+    except OSError:
+        return False
 
 
 def pack_request(cwd: bytes, arguments: "list[str]", environment: "dict[bytes, bytes]", stdin: bytes) -> bytes:

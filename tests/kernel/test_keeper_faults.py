@@ -114,6 +114,7 @@ def test_a_stopped_keeper_is_given_up_and_replaced() -> None:
         wait_until(lambda: len(keeper.children()) == 4, what="template, two spares, and the shim")
         (path,) = keeper.sockets()
         os.link(path, keeper.folder + "/old")
+        os.utime(path, (0, 0))  # a new one would not be replaced
         os.kill(sick, signal.SIGSTOP)
         bundle = keeper.bundle("c1")
         began = time.monotonic()
@@ -135,6 +136,26 @@ def test_a_stopped_keeper_is_given_up_and_replaced() -> None:
             assert b"refused" in last.recv(4096)
         assert set(leaks.read(f"/proc/{sick}/task/{sick}/children").split()) == children
         assert (bundle.shim_pid, bundle.info().pid) == (pid, pid)
+
+
+def test_a_new_keeper_that_is_slow_is_not_replaced() -> None:
+    """On a machine that has more to do than it can each new one would be slower still, and be replaced in turn."""
+    with KeeperBox() as keeper:
+        keeper.bundle("first").start()
+        slow = keeper.wait_ready()
+        (path,) = keeper.sockets()
+        os.utime(path)
+        os.kill(slow, signal.SIGSTOP)
+        bundle = keeper.bundle("c1")
+        bundle.start()
+        assert bundle.info().pid == bundle.shim_pid
+        assert f"{COLD}: it does not answer within 2 s, but is new" in bundle.read("shim.log")
+        os.kill(slow, signal.SIGCONT)
+        after = keeper.bundle("c2")
+        after.start()
+
+        assert keeper.is_parent_of(after.shim_pid)
+        assert keeper.pids() == [slow]
 
 
 def test_a_stuck_template_is_a_sick_keeper_for_as_long_as_it_lasts() -> None:
