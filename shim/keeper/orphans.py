@@ -42,7 +42,8 @@ class Orphans:
         """An orphan ended and is not reaped yet: put that on disk. The bundle it belonged to; empty for a stray.
 
         A stray may be a process that a runtime started for a shim which died just then, and of which no file says so
-        yet: it is noted in each bundle it may be of. Pid and start time tell the successors whether it is theirs.
+        yet: it is noted in each bundle it may be of. Pid and start time tell the successors whether it is theirs. These
+        notes are not synced: after the death of all shims there are so many that a slow disk would hold the keeper up.
         Order: before it is reaped, so that its pid and start time are still its own.
         """
         now_ns, now, ticks = time.time_ns(), time.monotonic(), kernel.start_ticks(pid)
@@ -55,7 +56,8 @@ class Orphans:
                 "wait_status": status, "exited_at_ns": now_ns, "shim_pid": shim_pid,
             }  # fmt: skip
             try:
-                write_replacing(note_path(bundle, pid), json.dumps(note).encode(), durable=True)
+                is_known = known is not None
+                write_replacing(note_path(bundle, pid), json.dumps(note).encode(), durable=is_known)
             except FileNotFoundError:
                 self._dead.pop(bundle, None)  # removed since
                 if known is not None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 AFTER_S, GRACE_S = 10.0, 60.0
 SLOWEST_S = 5.0
 NOTE = "keeper-wedged."  # and the pid: in the bundle, for the daemon to tell
+NOTES_MAX = 16  # where no daemon is, nobody takes them away
 
 
 def limits_of(environment: "Mapping[str, str]") -> Limits:
@@ -94,7 +95,8 @@ class PulseWatch:
         stack = pulse.stack_since(ward.bundle, self._log_ends.get(ward.pid, 0)) if case.fault == wedge.STUCK else ""
         said = {"pid": ward.pid, "kind": case.fault, "reason": case.words(), "stack": stack, "at_ns": time.time_ns()}
         try:
-            write_replacing(os.path.join(ward.bundle, f"{NOTE}{ward.pid}"), json.dumps(said).encode())
+            if sum(name.startswith(NOTE) for name in os.listdir(ward.bundle)) < NOTES_MAX:
+                write_replacing(os.path.join(ward.bundle, f"{NOTE}{ward.pid}"), json.dumps(said).encode())
         except OSError as error:
             self._log.warning(f"no note of it in {ward.bundle}: {error}")
         self._log.error(f"replacing shim {ward.pid} of {ward.bundle}: {case.words()}")

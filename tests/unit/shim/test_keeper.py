@@ -4,6 +4,9 @@ import itertools
 import json
 import os
 import stat
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,7 +15,8 @@ from hypothesis import strategies as st
 from shim import launch
 from shim.actions.delete import response
 from shim.core import kernel
-from shim.keeper import code, home, memory, orphans
+from shim.core.loop import Loop
+from shim.keeper import code, home, memory, orphans, pulse
 from shim.keeper.births import differences
 from shim.keeper.keeper import younger_sibling
 from shim.keeper.peer import Different, World
@@ -305,3 +309,43 @@ def test_a_fifo_in_the_answers_place_is_not_waited_for(tmp_path: object) -> None
 
     assert stat.S_ISFIFO(os.stat(os.path.join(bundle, "ended")).st_mode)
     assert launch.ended_answer(["shim", "-id", "c1", "-bundle", bundle, "delete"]) == b""
+
+
+# --- what would hold a keeper up, or pile up
+
+
+def test_a_note_of_a_stray_is_not_synced_and_one_of_a_known_process_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All shims died at once: each stray is noted in every bundle, and the keeper has successors to raise."""
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    noted = orphans.Orphans("b")
+    for number in range(20):
+        os.mkdir(tmp_path / str(number))
+        noted.expect(9, str(tmp_path / str(number)))
+    noted.note(os.getpid(), 0)
+    assert len(list(tmp_path.glob("*/keeper-exit.*"))) == 20
+    assert synced == []
+
+    noted._expected[os.getpid()] = (str(tmp_path / "1"), 9)
+    noted.note(os.getpid(), 0)
+    assert len(synced) == 2
+
+
+def test_notes_of_replaced_shims_do_not_pile_up_where_no_daemon_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = Loop()
+    log: Any = SimpleNamespace(error=lambda _words: None, warning=lambda _words: None)
+    watch = pulse.PulseWatch(loop, dict, log, pulse.limits_of({"SHIMD_WEDGED_S": "0"}))
+    killed: list[int] = []
+    monkeypatch.setattr(watch, "_signal", lambda _case, number: killed.append(number))
+    case: Any = SimpleNamespace(fault="stopped", words=lambda: "it is stopped")
+    for pid in range(1, 100):
+        ward: Any = SimpleNamespace(pid=pid, bundle=str(tmp_path), wants_successor=lambda: True)
+        watch._replace(ward, case)
+    loop.close()
+
+    assert len(killed) == 99
+    assert len(os.listdir(tmp_path)) == pulse.NOTES_MAX
