@@ -30,14 +30,17 @@ def is_carried(connection: "LoopConnection") -> bool:
     return getattr(connection, "ledger", None) is None
 
 
-def carry(shim: "Shim") -> "tuple[dict[str, Any], set[int]]":
+def carry(shim: "Shim", *, but: str = "") -> "tuple[dict[str, Any], set[int]]":
     """As plain values and bytes, and the fds they name. Order: all is quiet, and nothing runs from here to the execve.
 
+    ``but``: connections with a call of this method are not carried.
     Raises: FailedPrecondition when it is too much.
     """
     connections = []
     fds: set[int] = set()
     for connection in filter(is_carried, shim.server.connections):
+        if any(call.method.name == but for call in connection.calls.values()):
+            continue
         state = connection.snapshot()
         for each, call in zip(state["calls"], connection.calls.values(), strict=True):
             each["carried"] = carried = call.carry() if call.carry is not None else None

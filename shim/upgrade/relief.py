@@ -40,6 +40,9 @@ BEGIN_S = 10.0
 # Between tries, doubling.
 PAUSE_FIRST_S, PAUSE_MAX_S = 1.0, 300.0
 ANSWER_S = 5.0  # of the keeper
+# Who follows the events is a daemon: by the end of its stream it learns that the shim is another process. It comes back
+# at once, with the number from which it goes on.
+CUT = "Follow"
 # Names of what the keeper holds for the successor alone: each ends with the fd it was.
 PIPE, CLIENT = f"{HANDOVER}.pipe.", f"{HANDOVER}.client."
 
@@ -125,7 +128,7 @@ class Relief:
 
         Raises: StatusError when clients have too much to read.
         """
-        clients, fds = carriedcalls.carry(self._shim)
+        clients, fds = carriedcalls.carry(self._shim, but=CUT)
         return clients, {**{f"{PIPE}{fd}": fd for fd in self._pipes()}, **{f"{CLIENT}{fd}": fd for fd in fds}}
 
     def _pipes(self) -> "set[int]":

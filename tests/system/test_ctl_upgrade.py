@@ -11,8 +11,11 @@ import pytest
 
 from tests.support.codetree import CodeTree
 from tests.support.ctlbox import CtlBox
+from tests.support.daemonbox import SHIMD
+from tests.support.keeperbox import end_keepers
 from tests.support.shimctl import Shimctl, finish
 from tests.support.waiting import wait_until
+from ttrpc.api import shimd
 
 COUNT = int(os.environ.get("SHIMD_TEST_UPGRADED_SHIMS", "4"))
 PROGRAM = ("sh", "-c", "trap 'exit 42' TERM; n=0; while :; do echo line $n; n=$((n+1)); usleep 20000; done")
@@ -63,6 +66,35 @@ def test_all_at_once_and_nobody_notices() -> None:
         for name in (*names, "go"):
             wait_until(lambda name=name: name not in running(box), what="its end")  # type: ignore[misc]
             box.remove(name)
+
+
+def test_the_daemon_learns_who_the_shim_is_now() -> None:
+    """Some time after an upgrade a copy of the keeper's template follows the shim: another pid, and nothing else."""
+    with CtlBox() as box, contextlib.ExitStack() as stack:
+        keepers = f"{box.daemon.folder}/k"
+        stack.callback(end_keepers, keepers)
+        box.daemon.environ |= {"SHIMD_RELIEF_S": "0.1", "SHIMD_KEEPER_LIVES": "1"}
+        box.daemon.environ |= {"SHIMD_KEEPER": keepers, "SHIMD_KEEPER_CGROUP": ""}
+        box.daemon.restart()
+        box.detached("one", *PROGRAM)
+        waits = box.ctl.start("wait", "one")
+        shim_pid, pid = pids(box)["one"]
+        upgraded(box, "one")
+        wait_until(lambda: pids(box)["one"][0] != shim_pid, deadline_s=60, what="a copy to follow")
+
+        wait_until(lambda: known_pid(box) == pids(box)["one"][0], what="the daemon to know it")
+        assert pids(box)["one"][1] == pid
+        assert box.ctl.output("exec", "one", "echo", "hi") == "hi\n"
+        box.ctl.output("kill", "-s", "TERM", "one")
+        assert finish(waits)[:2] == (42, b"42\n")
+        assert "raised" not in box.daemon.log()
+        box.remove("one")
+
+
+def known_pid(box: CtlBox) -> int:
+    """Of the only shim, as the daemon has it."""
+    (shim,) = box.daemon.call(SHIMD, "Shims", shimd.ShimsRequest(all_namespaces=True)).shims
+    return int(shim.pid)
 
 
 def running(box: CtlBox) -> list[str]:

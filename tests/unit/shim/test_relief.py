@@ -83,7 +83,7 @@ def answer(handler: Any) -> list[Any]:
 def recent_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pidfds, "keeps_exit_status", lambda: True)
     monkeypatch.setattr(relief, "open_fifos", set)
-    monkeypatch.setattr(relief.carriedcalls, "carry", lambda _shim: ({}, set()))
+    monkeypatch.setattr(relief.carriedcalls, "carry", lambda _shim, **_: ({}, set()))
 
 
 @pytest.mark.parametrize(
