@@ -37,6 +37,7 @@ class EventLog:
         self.database = database
         self.limits = limits
         self._changed = trio.Event()
+        self._began_at_ns, self._began_ns = time.time_ns(), time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
     def committed(self) -> None:
         """Wake everyone who waits for news: to be called after each commit."""
@@ -95,9 +96,14 @@ class EventLog:
 
     def _prune(self, connection: sqlite3.Connection) -> int:
         age_ns = int(self.limits.keep_age_s * 1e9)
-        older_than_ns = time.time_ns() - age_ns if age_ns else 0
+        older_than_ns = self._surely_past_ns() - age_ns if age_ns else 0
         gone = table.prune(connection, keep_count=self.limits.keep_count, older_than_ns=older_than_ns)
         return gone + table.prune_exits(connection, self.limits.keep_exits)
+
+    def _surely_past_ns(self) -> int:
+        """The time of day, but no further on than time has passed: a clock set forward by mistake makes nothing old."""
+        passed_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - self._began_ns
+        return min(time.time_ns(), self._began_at_ns + passed_ns)
 
 
 class Page(NamedTuple):

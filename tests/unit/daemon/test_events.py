@@ -1,5 +1,6 @@
 """The event journal to its readers: in order, from any cursor, gaps told, the slow cut off with a reason."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -139,6 +140,16 @@ async def test_what_is_pruned_under_a_reader_is_told(log: EventLog) -> None:
     await log.database.write(lambda connection: table.prune(connection, keep_count=0, older_than_ns=2))
     page = reader.next_page()
     assert (page.missed_through, page.found, reader.after_seq) == (2 * PAGE + 1, [], 2 * PAGE + 1)
+
+
+async def test_a_clock_set_forward_makes_no_event_old(log: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By mistake, for a minute: what a reader has not had yet is still there when it is right again."""
+    await log.append(an_event(at_ns=time.time_ns()), an_event(at_ns=1))
+    month_ns = 30 * 86400 * 10**9
+    now_ns = time.time_ns
+    monkeypatch.setattr("daemon.events.time.time_ns", lambda: now_ns() + month_ns)
+    assert await log.database.write(log._prune) == 0
+    assert len(log.reader(0).next_page().found) == 2
 
 
 async def test_without_follow_the_stream_ends(log: EventLog) -> None:
