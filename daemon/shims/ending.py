@@ -9,7 +9,7 @@ import trio
 
 from daemon import procfs
 from daemon.procfs import Identity
-from daemon.shims import bundle, launch
+from daemon.shims import bundle, evidence, launch
 from daemon.shims.client import ShimClient
 from daemon.store.records import TaskRow
 from ttrpc.api import task
@@ -29,7 +29,7 @@ async def shut_down(row: TaskRow, client: ShimClient | None, spared: frozenset[I
 
     One that serves other tasks as well stays too, and what was this task's in it has gone.
     """
-    known = shim_process(row)
+    known = evidence.present_shim(row)
     if known in spared:
         return client is not None
     if client is not None:
@@ -38,10 +38,6 @@ async def shut_down(row: TaskRow, client: ShimClient | None, spared: frozenset[I
         except StatusError:
             return False
     return known is None or await procfs.wait_gone(known, SHUTDOWN_TIMEOUT_S)
-
-
-def shim_process(row: TaskRow) -> Identity | None:
-    return Identity(row.shim_pid, row.shim_start_ticks) if row.shim_pid else None
 
 
 async def clear(row: TaskRow, client: ShimClient | None, program: launch.Program, delete_timeout_s: float) -> None:
@@ -97,7 +93,7 @@ def _is_served(path: str) -> bool:
 async def kill_workers(row: TaskRow, spared: frozenset[Identity]) -> None:
     """Kill the shim and whatever works in its bundle: `start`, runc. Not a shim that has other tasks."""
     found = set(await trio.to_thread.run_sync(lambda: list(procfs.working_in(row.bundle))))
-    known = shim_process(row)
+    known = evidence.present_shim(row)
     if known is not None and known.is_running():
         found.add(known)
     found -= spared

@@ -65,10 +65,9 @@ def _is_coming_back(state: dict[str, object]) -> bool:
 def _shim_of(row: TaskRow | None, path: str) -> recovery.Shim:
     """Gone only if every process on record as the shim is; without a record, only if nobody works in the bundle."""
     known = [Identity(row.shim_pid, row.shim_start_ticks)] if row is not None and row.shim_pid else []
-    state = _read_state(path)
-    pid, ticks = state.get("shim_pid"), state.get("shim_start_ticks")
-    if isinstance(pid, int) and isinstance(ticks, int) and state.get("boot_id") == procfs.boot_id():
-        known.append(Identity(pid, ticks))  # a successor's, if the row is older
+    noted = _noted_shim(_read_state(path))
+    if noted is not None:
+        known.append(noted)  # a successor's, if the row is older
     if known:
         running = any(process.is_running() for process in known)
     else:
@@ -95,6 +94,23 @@ def recorded_init(row: TaskRow | None, path: str) -> Identity | None:
         pid, ticks = init.get("pid"), init.get("start_ticks")
         if isinstance(pid, int) and isinstance(ticks, int) and pid > 0 and ticks > 0:
             return Identity(pid, ticks)
+    return None
+
+
+def present_shim(row: TaskRow) -> Identity | None:
+    """The task's shim: by the note of whoever serves there now, if it runs, for the row may be of one it has followed
+    without anybody's notice. None when nothing is on record.
+    """
+    noted = _noted_shim(_read_state(row.bundle))
+    if noted is not None and noted.is_running():
+        return noted
+    return Identity(row.shim_pid, row.shim_start_ticks) if row.shim_pid else None
+
+
+def _noted_shim(state: dict[str, object]) -> Identity | None:
+    pid, ticks = state.get("shim_pid"), state.get("shim_start_ticks")
+    if isinstance(pid, int) and isinstance(ticks, int) and state.get("boot_id") == procfs.boot_id():
+        return Identity(pid, ticks)
     return None
 
 

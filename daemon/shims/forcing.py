@@ -93,7 +93,8 @@ async def kill_container(row: TaskRow) -> bool:
     init = evidence.recorded_init(row, row.bundle)
     if init is None or not init.is_running():
         return True
-    folders = await trio.to_thread.run_sync(own_cgroups, init.pid, row.shim_pid)
+    shim = evidence.present_shim(row)
+    folders = await trio.to_thread.run_sync(own_cgroups, init.pid, shim.pid if shim is not None else 0)
     if not init.is_running():  # its pid may have been somebody else's when it was looked up
         return True
     with trio.move_on_after(DEATH_S):

@@ -72,6 +72,9 @@ class PulseWatch:
         found = pulse.look(handle.row.bundle, pid, time.monotonic_ns())
         if handle.info is None and found.start_ticks != handle.row.shim_start_ticks:
             return  # the one on record is gone, and who follows it has not answered yet
+        if not found.state:
+            self._manager.nursery.start_soon(self._manager.supervisors.recognise, handle)
+            return
         case = self._cases.get(handle)
         if case is None or case.last.pid != pid:
             handle.trouble = handle.stack = ""

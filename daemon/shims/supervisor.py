@@ -194,7 +194,7 @@ class Supervisors:
 
         Not while an operation is under way: that may be ending it, and its socket goes first.
         """
-        address, shim = self._addressed(handle).address, ending.shim_process(handle.row)
+        address, shim = self._addressed(handle).address, evidence.present_shim(handle.row)
         if (
             shim is not None
             and address
@@ -290,6 +290,25 @@ class Supervisors:
             await trio.sleep(self.config.recovery.retry_min_s)
         await client.raw.wait_closed()
         raise ConnectionLost("the shim closed it")
+
+    async def recognise(self, handle: Handle) -> None:
+        """Another shim serves on the connection that its predecessor had: put on record who it is."""
+        client, timeout_s = handle.client, self.config.timeouts.state_s
+        if client is None:
+            return
+        try:
+            info = await asking.info_of(client, handle.row, timeout_s)
+            known = procfs.identify(info.pid)
+            if known is None or handle.client is not client:
+                return
+            handle.info = info
+            changes: dict[str, Any] = {"shim_pid": known.pid, "shim_start_ticks": known.start_ticks}
+            row = await self.database.write(lambda c: tasks.update(c, handle.ns, handle.id, **changes))
+            if row is not None and not handle.is_deleted:
+                handle.committed(dataclasses.replace(handle.row, **changes))
+            log.info("another shim serves", extra={"ns": handle.ns, "id": handle.id, "shim_pid": known.pid})
+        except (OSError, TtrpcError) as error:  # it will be asked again
+            log.debug("a shim does not say who it is", extra={"id": handle.id, "reason": str(error)})
 
     # --- a shim that is gone
 

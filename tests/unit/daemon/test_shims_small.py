@@ -17,11 +17,13 @@ import trio.testing
 from daemon import procfs
 from daemon.config import DEFAULT_RUNTIME, Config, Runtime
 from daemon.errors import StoreFailed, unavailable
+from daemon.events import EventLog
 from daemon.procfs import Identity
 from daemon.shims import asking, bundle, evidence, forcing, keeping, launch, raising, terms
 from daemon.shims.client import earlier
 from daemon.shims.handle import Handle, Health
 from daemon.shims.manager import Manager
+from daemon.shims.pulse import PulseWatch
 from daemon.shims.turnstile import Turnstile
 from daemon.shims.undo import UndoStack
 from daemon.store import containers as table
@@ -30,7 +32,7 @@ from daemon.store.database import Database
 from daemon.store.records import CREATING, RUNNING, TaskRow
 from tests.support.fds import no_free_fd
 from tests.support.waiting import wait_until
-from ttrpc.api import containers, runc, tasks, wkt
+from ttrpc.api import containers, runc, shim, tasks, wkt
 from ttrpc.errors import DeadlineExceeded, StatusError
 from ttrpc.status import Code
 
@@ -139,6 +141,49 @@ def test_the_init_a_shim_tells_of_is_the_one_it_has_noted(tmp_path: Path) -> Non
 
 def a_sleeper() -> "subprocess.Popen[bytes]":
     return subprocess.Popen(["sleep", "1000"])
+
+
+def test_the_shim_is_who_has_signed_the_bundle_last(tmp_path: Path) -> None:
+    """A successor that goes on with its predecessor's connections is noticed by nobody: the row names the old one."""
+    me, dead = procfs.identify(os.getpid()), Identity(os.getpid(), 1)
+    assert me is not None
+    row = a_row(bundle=str(tmp_path), shim_pid=dead.pid, shim_start_ticks=dead.start_ticks)
+    assert evidence.present_shim(row) == dead
+    signed = {"boot_id": procfs.boot_id(), "shim_pid": me.pid, "shim_start_ticks": me.start_ticks}
+    (tmp_path / "state.json").write_text(json.dumps(signed))
+    assert evidence.present_shim(row) == me
+    (tmp_path / "state.json").write_text(json.dumps({**signed, "boot_id": "another"}))
+    assert evidence.present_shim(row) == dead
+    assert evidence.present_shim(a_row(bundle=str(tmp_path))) is None
+
+
+class ShimThatSaysItIsUs:
+    """On the connection of one that is gone."""
+
+    is_foreign = False
+
+    async def shim(self, method: str, _request: object, _timeout_s: float) -> "shim.InfoResponse":
+        assert method == "Info"
+        return shim.InfoResponse(pid=os.getpid())
+
+
+async def test_a_shim_that_was_replaced_unnoticed_is_recognised(short_dir: str) -> None:
+    """Its pulse is looked at again, and the row names it."""
+    with a_sleeper() as gone:
+        gone.kill()
+    async with a_manager(short_dir) as manager:
+        row = a_row(bundle=short_dir, shim_pid=gone.pid, shim_start_ticks=7)
+        await manager.database.write(lambda connection: rows.insert(connection, row))
+        handle = manager.handles["default", "c1"] = Handle(row)
+        handle.now_serving(ShimThatSaysItIsUs(), shim.InfoResponse(pid=gone.pid))  # type: ignore[arg-type]
+        watch = PulseWatch(manager.config.wedged, manager, EventLog(manager.database, manager.config.events))
+        await watch._look(handle, 0.0)
+        with trio.fail_after(10):
+            await handle.wait_until(lambda: handle.row.shim_pid == os.getpid())
+        assert handle.info is not None
+        assert handle.info.pid == os.getpid()
+        (stored,) = manager.database.read(rows.list_all)
+        assert Identity(stored.shim_pid, stored.shim_start_ticks) == procfs.identify(os.getpid())
 
 
 async def test_cgroups_looked_up_by_a_pid_that_is_somebody_elses_by_then_are_left_alone(
