@@ -245,26 +245,46 @@ class ExitsResponse(_message.Message):
     def __init__(self, exits: _Optional[_Iterable[_Union[ExitRecord, _Mapping[str, object]]]] = ...) -> None: ...
 
 class LogsRequest(_message.Message):
-    __slots__ = ("follow", "tail", "since", "until")
+    __slots__ = ("follow", "tail", "since", "until", "places", "resume")
     FOLLOW_FIELD_NUMBER: _ClassVar[int]
     TAIL_FIELD_NUMBER: _ClassVar[int]
     SINCE_FIELD_NUMBER: _ClassVar[int]
     UNTIL_FIELD_NUMBER: _ClassVar[int]
+    PLACES_FIELD_NUMBER: _ClassVar[int]
+    RESUME_FIELD_NUMBER: _ClassVar[int]
     follow: bool
     tail: int
     since: _timestamp_pb2.Timestamp
     until: _timestamp_pb2.Timestamp
-    def __init__(self, follow: _Optional[bool] = ..., tail: _Optional[int] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping[str, object]]] = ..., until: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping[str, object]]] = ...) -> None: ...
+    places: bool
+    resume: LogPlace
+    def __init__(self, follow: _Optional[bool] = ..., tail: _Optional[int] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping[str, object]]] = ..., until: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping[str, object]]] = ..., places: _Optional[bool] = ..., resume: _Optional[_Union[LogPlace, _Mapping[str, object]]] = ...) -> None: ...
+
+class LogPlace(_message.Message):
+    __slots__ = ("inode", "offset", "head_bytes", "head_crc")
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    HEAD_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HEAD_CRC_FIELD_NUMBER: _ClassVar[int]
+    inode: int
+    offset: int
+    head_bytes: int
+    head_crc: int
+    def __init__(self, inode: _Optional[int] = ..., offset: _Optional[int] = ..., head_bytes: _Optional[int] = ..., head_crc: _Optional[int] = ...) -> None: ...
 
 class LogRecord(_message.Message):
-    __slots__ = ("at", "stream", "data")
+    __slots__ = ("at", "stream", "data", "end", "file")
     AT_FIELD_NUMBER: _ClassVar[int]
     STREAM_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    FILE_FIELD_NUMBER: _ClassVar[int]
     at: _timestamp_pb2.Timestamp
     stream: LogStream
     data: bytes
-    def __init__(self, at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping[str, object]]] = ..., stream: _Optional[_Union[LogStream, str]] = ..., data: _Optional[bytes] = ...) -> None: ...
+    end: int
+    file: LogPlace
+    def __init__(self, at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping[str, object]]] = ..., stream: _Optional[_Union[LogStream, str]] = ..., data: _Optional[bytes] = ..., end: _Optional[int] = ..., file: _Optional[_Union[LogPlace, _Mapping[str, object]]] = ...) -> None: ...
 
 class AttachInput(_message.Message):
     __slots__ = ("open", "stdin", "resize", "close_stdin")
@@ -279,18 +299,36 @@ class AttachInput(_message.Message):
     def __init__(self, open: _Optional[_Union[AttachOpen, _Mapping[str, object]]] = ..., stdin: _Optional[bytes] = ..., resize: _Optional[_Union[Resize, _Mapping[str, object]]] = ..., close_stdin: _Optional[bool] = ...) -> None: ...
 
 class AttachOpen(_message.Message):
-    __slots__ = ("exec_id", "stdin", "output", "backpressure", "replay_bytes")
+    __slots__ = ("exec_id", "stdin", "output", "backpressure", "replay_bytes", "resume", "input_id", "input_goes_on")
     EXEC_ID_FIELD_NUMBER: _ClassVar[int]
     STDIN_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
     BACKPRESSURE_FIELD_NUMBER: _ClassVar[int]
     REPLAY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    RESUME_FIELD_NUMBER: _ClassVar[int]
+    INPUT_ID_FIELD_NUMBER: _ClassVar[int]
+    INPUT_GOES_ON_FIELD_NUMBER: _ClassVar[int]
     exec_id: str
     stdin: bool
     output: bool
     backpressure: bool
     replay_bytes: int
-    def __init__(self, exec_id: _Optional[str] = ..., stdin: _Optional[bool] = ..., output: _Optional[bool] = ..., backpressure: _Optional[bool] = ..., replay_bytes: _Optional[int] = ...) -> None: ...
+    resume: AttachPlace
+    input_id: int
+    input_goes_on: bool
+    def __init__(self, exec_id: _Optional[str] = ..., stdin: _Optional[bool] = ..., output: _Optional[bool] = ..., backpressure: _Optional[bool] = ..., replay_bytes: _Optional[int] = ..., resume: _Optional[_Union[AttachPlace, _Mapping[str, object]]] = ..., input_id: _Optional[int] = ..., input_goes_on: _Optional[bool] = ...) -> None: ...
+
+class AttachPlace(_message.Message):
+    __slots__ = ("run", "stdout", "stderr", "log")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    STDOUT_FIELD_NUMBER: _ClassVar[int]
+    STDERR_FIELD_NUMBER: _ClassVar[int]
+    LOG_FIELD_NUMBER: _ClassVar[int]
+    run: int
+    stdout: int
+    stderr: int
+    log: LogPlace
+    def __init__(self, run: _Optional[int] = ..., stdout: _Optional[int] = ..., stderr: _Optional[int] = ..., log: _Optional[_Union[LogPlace, _Mapping[str, object]]] = ...) -> None: ...
 
 class Resize(_message.Message):
     __slots__ = ("width", "height")
@@ -301,24 +339,42 @@ class Resize(_message.Message):
     def __init__(self, width: _Optional[int] = ..., height: _Optional[int] = ...) -> None: ...
 
 class AttachOutput(_message.Message):
-    __slots__ = ("opened", "stdout", "stderr", "exited", "cut")
+    __slots__ = ("opened", "stdout", "stderr", "exited", "cut", "accepted", "missed", "place")
     OPENED_FIELD_NUMBER: _ClassVar[int]
     STDOUT_FIELD_NUMBER: _ClassVar[int]
     STDERR_FIELD_NUMBER: _ClassVar[int]
     EXITED_FIELD_NUMBER: _ClassVar[int]
     CUT_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    MISSED_FIELD_NUMBER: _ClassVar[int]
+    PLACE_FIELD_NUMBER: _ClassVar[int]
     opened: AttachOpened
     stdout: bytes
     stderr: bytes
     exited: ExitRecord
     cut: AttachCut
-    def __init__(self, opened: _Optional[_Union[AttachOpened, _Mapping[str, object]]] = ..., stdout: _Optional[bytes] = ..., stderr: _Optional[bytes] = ..., exited: _Optional[_Union[ExitRecord, _Mapping[str, object]]] = ..., cut: _Optional[_Union[AttachCut, _Mapping[str, object]]] = ...) -> None: ...
+    accepted: int
+    missed: AttachMissed
+    place: AttachPlace
+    def __init__(self, opened: _Optional[_Union[AttachOpened, _Mapping[str, object]]] = ..., stdout: _Optional[bytes] = ..., stderr: _Optional[bytes] = ..., exited: _Optional[_Union[ExitRecord, _Mapping[str, object]]] = ..., cut: _Optional[_Union[AttachCut, _Mapping[str, object]]] = ..., accepted: _Optional[int] = ..., missed: _Optional[_Union[AttachMissed, _Mapping[str, object]]] = ..., place: _Optional[_Union[AttachPlace, _Mapping[str, object]]] = ...) -> None: ...
 
 class AttachOpened(_message.Message):
-    __slots__ = ("terminal",)
+    __slots__ = ("terminal", "place", "accepted")
     TERMINAL_FIELD_NUMBER: _ClassVar[int]
+    PLACE_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     terminal: bool
-    def __init__(self, terminal: _Optional[bool] = ...) -> None: ...
+    place: AttachPlace
+    accepted: int
+    def __init__(self, terminal: _Optional[bool] = ..., place: _Optional[_Union[AttachPlace, _Mapping[str, object]]] = ..., accepted: _Optional[int] = ...) -> None: ...
+
+class AttachMissed(_message.Message):
+    __slots__ = ("bytes", "reason")
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    bytes: int
+    reason: str
+    def __init__(self, bytes: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class AttachCut(_message.Message):
     __slots__ = ("reason", "missed_bytes")
