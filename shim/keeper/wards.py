@@ -43,6 +43,10 @@ FAILURES_MAX = 5
 PAUSE_FIRST_S, PAUSE_MAX_S, STEADY_S = 0.05, 2.0, 10.0
 
 
+# Of a process: its terminal, and the account of its input.
+NAMELESS = (".master", ".input")
+
+
 class Ward:
     """One shim. Owns the connection to it, and a copy of each fd it asked us to hold."""
 
@@ -85,7 +89,7 @@ class Ward:
         """
         if HANDOVER in self.spares:
             return {name: fd for name, fd in self.spares.items() if name not in (LISTENER, LOCK)}
-        return {name: fd for name, fd in self.spares.items() if name.endswith(".master") or name.startswith(CONNECTION)}
+        return {name: fd for name, fd in self.spares.items() if name.endswith(NAMELESS) or name.startswith(CONNECTION)}
 
     def read(self) -> bool:
         """Take every message that is there, also those of a shim that is dead; False at the end of them."""

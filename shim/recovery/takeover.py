@@ -269,7 +269,7 @@ def _reopen(container: Container, process: Process, carried: "dict[str, Any] | N
     if process.stdin_closed and not has_input:
         stdio.close_stdin()
     try:
-        stdio.keeps_fifos = carried is not None
+        stdio.keeps_fifos = True
         stdio.open(reopens=process.pid != 0)
         if carried is not None:
             put_back(stdio, carried)

@@ -166,7 +166,7 @@ class ShimService:
         stdio = self._stdio_of(shim.AttachOpen.FromString(carried["opening"]).exec_id)
         if stdio is not None and stdio.hub is not None:
             client = stdio.hub.restore(call, carried)
-            stdio.inputs.serve(call, stdin=client.opening.stdin, is_paused=True)
+            stdio.inputs.serve(call, client, is_paused=True)
             return
         # Its process is deleted, and it has still to be told what was before.
         client = Hub(terminal=False, keep=False).restore(call, carried)

@@ -1,117 +1,83 @@
 """Attach streams: any number of clients on one process's live stdio, each at its own pace."""
 
-from shim import faults
+from shim.streams.jsonlines import STDERR, STDOUT
+from shim.streams.places import Past, output_place, output_since
+from shim.streams.ring import RING_BYTES, Ring
+from shim.streams.spool import LAST_ROLL_BYTES
 from ttrpc.api import shim as api
+from ttrpc.api.logplace import log_place
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from shim.core.loop import Loop
-    from ttrpc.api.shim import AttachInput, AttachOpen, AttachOutput, ExitRecord
+    from shim.streams.logfile import LogFile
+    from shim.streams.spool import Book
+    from ttrpc.api.shim import AttachOpen, AttachOutput, AttachPlace, ExitRecord
     from ttrpc.server_call import ServerCall
 
-RING_BYTES = 1 << 16  # the most recent output kept for who attaches later
 BEHIND_BYTES = 1 << 20  # a client without backpressure that has this much unread is cut
-_MERGE_BYTES = 1 << 12  # small writes share one ring entry up to this size, so that entries stay few
-
-
-class Ring:
-    """The last RING_BYTES of output, as (stream, bytes) in order. Counts what leaves it and no client ever got."""
-
-    __slots__ = ("_bytes", "_entries", "lost_bytes")
-
-    def __init__(self) -> None:
-        self._entries: list[tuple[str, bytearray, bool]] = []  # the flag: some client got it
-        self._bytes = 0
-        self.lost_bytes = 0
-
-    def add(self, stream: str, data: bytes, *, delivered: bool) -> None:
-        if len(data) > RING_BYTES:
-            if not delivered:
-                self.lost_bytes += len(data) - RING_BYTES
-            data = data[-RING_BYTES:]
-        if self._entries:
-            last_stream, last, was_delivered = self._entries[-1]
-            if last_stream == stream and was_delivered == delivered and len(last) + len(data) <= _MERGE_BYTES:
-                last += data
-                self._bytes += len(data)
-                self._trim()
-                return
-        self._entries.append((stream, bytearray(data), delivered))
-        self._bytes += len(data)
-        self._trim()
-
-    def replay(self, count: int) -> "list[tuple[str, bytes]]":
-        """The newest ``count`` bytes, which from now on count as delivered."""
-        out: list[tuple[str, bytes]] = []
-        at = len(self._entries)
-        while at > 0 and count > 0:
-            at -= 1
-            stream, data, delivered = self._entries[at]
-            if len(data) > count:
-                self._entries[at : at + 1] = [(stream, data[:-count], delivered), (stream, data[-count:], True)]
-                out.append((stream, bytes(data[-count:])))
-                break
-            self._entries[at] = (stream, data, True)
-            out.append((stream, bytes(data)))
-            count -= len(data)
-        out.reverse()
-        return out
-
-    def snapshot(self) -> "list[tuple[str, str, bool]]":
-        """As plain values, bytes as Latin-1 text."""
-        return [(stream, data.decode("latin-1"), delivered) for stream, data, delivered in self._entries]
-
-    def load(self, entries: "list[tuple[str, str, bool]]") -> None:
-        """Take what another process had."""
-        for stream, text, delivered in entries:
-            self.add(stream, text.encode("latin-1"), delivered=delivered)
-
-    def _trim(self) -> None:
-        surplus = self._bytes - RING_BYTES
-        while surplus > 0:
-            stream, data, delivered = self._entries[0]
-            gone = min(surplus, len(data))
-            if gone == len(data):
-                del self._entries[0]
-            else:
-                self._entries[0] = (stream, data[gone:], delivered)
-            self._bytes -= gone
-            surplus -= gone
-            if not delivered:
-                self.lost_bytes += gone
+BLOCKS_A_TURN = 16  # of a log that one client catches up with
+# A client that held the process up when its shim was killed is waited for so long: what it misses is bounded.
+RETURN_S = 3.0
 
 
 class Hub:
     """Owns the attach clients of one process and the ring. The pumps give it output and heed `congested`.
 
-    ``keep`` False: no ring, because the output's place (a raw log) is read for replay through ``replay_from``.
+    A client that comes back after a kill goes on at its place: in ``log``, a raw one, which has all of it; or in the
+    spools of ``book``, whatever else becomes of the output. ``keep`` False: no ring.
     """
 
     __slots__ = (
+        "_book",
         "_clients",
+        "_expected",
         "_keep",
         "_on_room",
         "_released",
-        "_replay_from",
         "congested",
         "exit_record",
+        "log",
         "ring",
         "terminal",
     )
 
-    def __init__(self, *, terminal: bool, keep: bool, replay_from: "Callable[[int], bytes] | None" = None) -> None:
+    def __init__(self, *, terminal: bool, keep: bool, log: "LogFile | None" = None, book: "Book | None" = None) -> None:
         self.terminal = terminal
         self.congested = False
         self.exit_record: ExitRecord | None = None
         self._keep = keep
         self._released = False
-        self._replay_from = replay_from
+        self.log = log
+        self._book = book
+        self._expected = 0
         self.ring = Ring()
         self._clients: list[Client] = []
         self._on_room: list[Callable[[], None]] = []
+
+    def recover(self) -> bool:
+        """Fill the ring from the spools, and hold the process up for clients that did before; whether there are any."""
+        book = self._book
+        if book is None:
+            return False
+        for stream, spool in book.spools.items():
+            self.ring.add(stream, spool.since(max(0, spool.count - RING_BYTES))[1], delivered=True)
+        self._expected = book.waiting
+        self.weigh()
+        return self._expected > 0
+
+    def expect_nobody(self) -> None:
+        """Wait no longer for clients of before."""
+        self._expected = 0
+        self.weigh()
+
+    def place(self) -> "AttachPlace | None":
+        """Where output goes on now; None where nothing is kept by which a client could come back."""
+        if self.log is not None:
+            return api.AttachPlace(log=log_place(self.log.fileno(), self.log.size_bytes))
+        return output_place(self._book) if self._book is not None else None
 
     @property
     def wants_output(self) -> bool:
@@ -133,26 +99,31 @@ class Hub:
     def output(self, stream: str, data: bytes) -> None:
         """Hand one chunk to every client; none of them waits for another."""
         delivered = False
+        place = self.place() if self._clients else None
         for client in list(self._clients):
             if client.wants_output:
                 delivered = True
-                client.output(stream, data)
+                client.output(stream, data, place)
         if self._keep:
             self.ring.add(stream, data, delivered=delivered)
 
-    def add(self, call: "ServerCall", opening: "AttachOpen") -> "Client":
+    def add(self, call: "ServerCall", opening: "AttachOpen", accepted: "int | None" = None) -> "Client":
         """Open one client: `opened`, the replay it asked for, and from then on everything."""
         client = Client(self, call, opening)
-        client.send(api.AttachOutput(opened=api.AttachOpened(terminal=self.terminal)))
-        if opening.output and opening.replay_bytes:
-            count = min(opening.replay_bytes, RING_BYTES)
-            if self._replay_from is not None:
-                past = self._replay_from(count)
-                replay = [("stdout", past)] if past else []
-            else:
-                replay = self.ring.replay(count)
-            for stream, data in replay:
-                client.output(stream, data)
+        opened = api.AttachOpened(terminal=self.terminal, accepted=accepted)
+        place = self.place() if opening.output else None
+        goes_on = place is not None and opening.HasField("resume") and self._knows(opening.resume)
+        if place is not None:
+            opened.place.CopyFrom(opening.resume if goes_on else place)
+        client.send(api.AttachOutput(opened=opened))
+        if goes_on:
+            self._bring_up(client, opening.resume)
+        elif opening.HasField("resume"):
+            client.miss(0, "this shim does not know how much of the output was passed on before")
+        elif opening.output and opening.replay_bytes:
+            for stream, data in self._recent(min(opening.replay_bytes, RING_BYTES)):
+                client.output(stream, data, None)
+        self._count_in(client)
         if self.exit_record is not None:
             client.finish(self.exit_record)
         else:
@@ -160,10 +131,42 @@ class Hub:
             self.weigh()
         return client
 
+    def _recent(self, count: int) -> "list[tuple[str, bytes]]":
+        if self.log is None:
+            return self.ring.replay(count)
+        past = self.log.last_bytes(count)
+        return [(STDOUT, past)] if past else []
+
+    def _knows(self, place: "AttachPlace") -> bool:
+        """Whether this is a place in this process's output."""
+        if self.log is not None:
+            return place.HasField("log")
+        has_nothing = not (place.stdout or place.stderr)  # as of an exec that a successor has made ready anew
+        return self._book is not None and (place.run == self._book.run or has_nothing)
+
+    def _bring_up(self, client: "Client", place: "AttachPlace") -> None:
+        """Give a client what it missed."""
+        try:
+            if self.log is not None:
+                client.catch_up_with(Past(self.log, place.log))
+            elif self._book is not None:
+                missed, pieces = output_since(self._book, place)
+                if missed:
+                    client.miss(missed, "it was too much to be kept")
+                for stream, data, behind in pieces:
+                    client.output(stream, data, behind, is_past=True)
+        except OSError as error:
+            client.miss(0, f"what was kept of the output cannot be read: {error.strerror}")
+
+    def _count_in(self, client: "Client") -> None:
+        if client.is_waited_for and self._expected:
+            self._expected -= 1
+
     def restore(self, call: "ServerCall", carried: "dict[str, Any]") -> "Client":
         """Go on with a client that other code in this process had, and let `carry` tell of it. Sends nothing now."""
         client = Client(self, call, api.AttachOpen.FromString(carried["opening"]))
         client.put_back(carried)
+        self._count_in(client)
         if client.is_finishing:
             return client
         if self.exit_record is not None:
@@ -180,7 +183,9 @@ class Hub:
 
     def weigh(self) -> None:
         """Find out anew whether a client holds the process up."""
-        held_up = not self._released and any(client.holds_up for client in self._clients)
+        held_up = not self._released and (self._expected > 0 or any(client.holds_up for client in self._clients))
+        if self._book is not None:
+            self._book.wait_for(sum(client.is_waited_for for client in self._clients) + self._expected)
         was, self.congested = self.congested, held_up
         if was and not self.congested:
             for callback in list(self._on_room):
@@ -189,6 +194,8 @@ class Hub:
     def release(self) -> None:
         """The process has exited: nobody holds it up any more. What it left in its pipes is queued for slow clients."""
         self._released = True
+        if self._book is not None:
+            self._book.roll_bytes = LAST_ROLL_BYTES
         self.weigh()
 
     def exited(self, exit_record: "ExitRecord") -> None:
@@ -213,15 +220,15 @@ class Client:
         "_exit",
         "_hub",
         "_over",
+        "_past",
         "_queue",
         "_queued_bytes",
         "opening",
-        "wants_output",
     )
 
     def __init__(self, hub: Hub, call: "ServerCall", opening: "AttachOpen") -> None:
         self.opening = opening
-        self.wants_output: bool = opening.output
+        self._past: Past | None = None  # with what of the log it has to catch up
         self._backpressure: bool = opening.backpressure
         self._hub = hub
         self._call = call
@@ -240,6 +247,7 @@ class Client:
             "opening": self.opening.SerializeToString(),
             "queue": [message.SerializeToString() for message in self._queue],
             "exit": self._exit.SerializeToString() if self._exit is not None else None,
+            "past": self._past.place.SerializeToString() if self._past is not None else None,
         }
 
     def put_back(self, carried: "dict[str, Any]") -> None:
@@ -248,8 +256,20 @@ class Client:
         self._queued_bytes = sum(len(message.stdout) or len(message.stderr) for message in self._queue)
         if carried["exit"] is not None:
             self._exit = api.ExitRecord.FromString(carried["exit"])
+        if carried.get("past") is not None and self._hub.log is not None:
+            self._past = Past(self._hub.log, api.LogPlace.FromString(carried["past"]))
         self._choked = True
         self._call.await_drain()
+
+    @property
+    def wants_output(self) -> bool:
+        """Whether it is to be given what passes: not while it reads the log to there."""
+        return self.opening.output and self._past is None
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether the process is to wait until this client is back, should we be killed."""
+        return self._backpressure and self.opening.output and self._exit is None
 
     @property
     def is_finishing(self) -> bool:
@@ -265,17 +285,54 @@ class Client:
     def is_over(self) -> bool:
         return self._over
 
-    def output(self, stream: str, data: bytes) -> None:
+    def output(self, stream: str, data: bytes, place: "AttachPlace | None", *, is_past: bool = False) -> None:
+        """Pass a chunk on, with the place behind it. ``is_past``: it is owed, however much of it there is."""
         if self._over:
             return
-        message = api.AttachOutput(stderr=data) if stream == "stderr" else api.AttachOutput(stdout=data)
+        message = api.AttachOutput(place=place)
+        if stream == STDERR:
+            message.stderr = data
+        else:
+            message.stdout = data
         if not self._choked:
             self.send(message)
             return
         self._queue.append(message)
         self._queued_bytes += len(data)
-        if not self._backpressure and self._queued_bytes > BEHIND_BYTES:
+        if not self._backpressure and not is_past and self._queued_bytes > BEHIND_BYTES:
             self.cut("reads too slowly")
+
+    def say_accepted(self, count: int) -> None:
+        """Tell how much of its input was taken."""
+        if not self._over:
+            self._call.send(api.AttachOutput(accepted=count))
+
+    def miss(self, count: int, reason: str) -> None:
+        """Tell what is not to be had any more."""
+        if not self._over:
+            self._call.send(api.AttachOutput(missed=api.AttachMissed(bytes=count, reason=reason)))
+
+    def catch_up_with(self, past: "Past") -> None:
+        """Give it a log from a place on, until it is where output goes on."""
+        self._past = past
+        if past.missed:
+            self.miss(0, "the log was rotated away before it was read")
+        if not self._choked:
+            self._catch_up()
+
+    def _catch_up(self) -> None:
+        past = self._past
+        for _ in range(BLOCKS_A_TURN):
+            if past is None or self._choked or self._over:
+                return
+            data = past.read()
+            if not data:
+                past.close()
+                self._past = None
+                return
+            self.send(api.AttachOutput(stdout=data, place=api.AttachPlace(log=past.place)))
+        self._choked = True  # the others have a turn, too
+        self._call.await_drain()
 
     def send(self, message: "AttachOutput") -> None:
         if not self._call.send(message) and not self._over:
@@ -294,7 +351,7 @@ class Client:
     def finish(self, exit_record: "ExitRecord") -> None:
         self._exit = exit_record
         self._hub.remove(self)
-        if not self._choked:
+        if not self._choked and self._past is None:
             self._send_exit()
 
     def _drained(self) -> None:
@@ -306,6 +363,8 @@ class Client:
             self._queued_bytes -= len(message.stdout) or len(message.stderr)
             self.send(message)
         del self._queue[:sent]
+        if not self._choked and not self._over and self._past is not None:
+            self._catch_up()
         if not self._choked and not self._over:
             if self._exit is not None:
                 self._send_exit()
@@ -319,65 +378,19 @@ class Client:
 
     def _end(self) -> None:
         self._over = True
+        self._leave_past()
         self._call.finish()
         self._hub.remove(self)
 
     def _gone(self, *_why: "Any") -> None:
         """The connection died."""
         self._over = True
+        self._leave_past()
         self._queue.clear()
         self._queued_bytes = 0
         self._hub.remove(self)
 
-
-class Inputs:
-    """The receiving half of all attach clients: their bytes go into one outlet, and they wait while it is full."""
-
-    __slots__ = ("_loop", "_waiting", "close_stdin", "outlet", "resize")
-
-    def __init__(
-        self,
-        loop: "Loop",
-        outlet: "Any",
-        close_stdin: "Callable[[], None]",
-        resize: "Callable[[int, int], None]",
-    ) -> None:
-        self._loop = loop
-        self.outlet = outlet
-        self.close_stdin = close_stdin
-        self.resize = resize
-        self._waiting: list[ServerCall] = []
-        if outlet is not None:
-            outlet.on_room(self._room)
-
-    def serve(self, call: "ServerCall", *, stdin: bool, is_paused: bool = False) -> None:
-        """Heed one client's messages until its stream ends. A client that did not ask for stdin cannot write.
-
-        ``is_paused``: it goes on when there is room, in a turn of its own.
-        """
-
-        def message(received: "AttachInput") -> None:
-            kind = received.WhichOneof("input")
-            if kind == "resize":
-                self.resize(received.resize.width, received.resize.height)
-            elif kind == "stdin" and stdin and self.outlet is not None:
-                faults.point("attach.input")
-                self.outlet.write(received.stdin)
-                faults.point("attach.written")
-                if self.outlet.full and call.is_open:
-                    self._waiting.append(call)
-                    call.pause()
-            elif kind == "close_stdin" and stdin and received.close_stdin:
-                self.close_stdin()
-
-        call.on_message(message)
-        if is_paused and self.outlet is not None and self.outlet.full:
-            self._waiting.append(call)
-        elif is_paused:
-            self._loop.call_soon(call.resume)
-
-    def _room(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for call in waiting:
-            if call.is_open:
-                call.resume()
+    def _leave_past(self) -> None:
+        past, self._past = self._past, None
+        if past is not None:
+            past.close()

@@ -61,7 +61,7 @@ class LogFile:
         self._max_size_bytes = target.max_size_bytes
         self._splices = not self.is_json
         self._shared = target.kind != LOG  # a file:// log: others may append, truncate or rename it
-        self._fd, self._inode = -1, 0
+        self._fd, self.inode = -1, 0
         self._book = book  # of a JSON log that is to survive us exactly
         self.records = Records(book)
         self._pending: list[Batch] = []
@@ -101,7 +101,7 @@ class LogFile:
             tidy(self.path)
         if self._book is not None:
             self._book.cut_back(self._fd)
-        self._inode, self.size_bytes = facts.st_ino, os.fstat(self._fd).st_size
+        self.inode, self.size_bytes = facts.st_ino, os.fstat(self._fd).st_size
         if self.is_json and self.size_bytes and self.last_bytes(1) != b"\n":
             self._append(b"\n", 0, None)  # a record torn by a kill: readers take it for a line of its own
         if self._book is not None:
@@ -112,7 +112,7 @@ class LogFile:
 
     def _note(self, *, is_rotating: bool = False) -> None:
         if self._book is not None:
-            self._book.note(self._inode, self.size_bytes, is_rotating=is_rotating)
+            self._book.note(self.inode, self.size_bytes, is_rotating=is_rotating)
 
     def _open_file(self, path: str) -> int:
         # Without O_APPEND, which splice(2) refuses; O_NONBLOCK so that a FIFO in this place cannot hang us.
@@ -207,7 +207,7 @@ class LogFile:
         if data:
             self._append(*self.records.feed(stream, data, is_spooled=is_spooled))
             if not self._pending:
-                self.records.roll(stream, self._inode, self.size_bytes)
+                self.records.roll(stream, self.inode, self.size_bytes)
         return data
 
     def write(self, stream: str, data: bytes) -> None:
@@ -391,7 +391,7 @@ class LogFile:
         self._rotate_after = 0.0
         finished, self.size_bytes = self.size_bytes, 0
         os.close(self._fd)
-        self._fd, self._inode = new_fd, os.fstat(new_fd).st_ino
+        self._fd, self.inode = new_fd, os.fstat(new_fd).st_ino
         faults.point("rotate.renamed")
         self._note()
         for follower in list(self.followers):

@@ -9,9 +9,12 @@ from shim.core.steps import DeadlinePassed, Fired, Signal, Sleep
 from shim.errors import failed_precondition, internal
 from shim.streams.jsonlines import STDERR, STDOUT, RecordReader
 from shim.streams.logread import BLOCK_BYTES, TailSearch, search_time
+from shim.streams.places import find
 from shim.streams.rotation import existing_ages, rotated_path
 from ttrpc.api import shim as api
 from ttrpc.api import wkt
+from ttrpc.api.logplace import log_place
+from ttrpc.errors import StatusError
 from ttrpc.status import Code
 
 TYPE_CHECKING = False
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
     from shim.core.loop import Loop
     from shim.core.steps import Handler
     from shim.streams.logfile import LogFile
-    from ttrpc.api.shim import LogRecord, LogsRequest
+    from ttrpc.api.shim import LogPlace, LogRecord, LogsRequest
     from ttrpc.server_call import ServerCall
 
 # Files a follower keeps open ahead of where it reads, so that a rotation does not take them from it.
@@ -97,6 +100,10 @@ class LogFollower:
         self._tail: int | None = request.tail if request.HasField("tail") else None
         self._since_ns = wkt.nanoseconds(request.since) if request.HasField("since") else None
         self._until_ns = wkt.nanoseconds(request.until) if request.HasField("until") else None
+        if request.HasField("resume"):  # what is older was told
+            self._tail = self._since_ns = None
+        self._has_places: bool = request.places
+        self._told_inode = 0  # of the file whose place the client was told
         if not log.is_json and (self._since_ns is not None or self._until_ns is not None):
             raise failed_precondition("a raw log keeps no times: since and until need format=json")
         self._over = over
@@ -107,10 +114,12 @@ class LogFollower:
         self._unsent: list[LogRecord] = []
         self._is_placed = False
         self._files: list[_File] = []
-        if carried is None:
-            self._open_files()
-        else:
+        if carried is not None:
             self._put_back(carried)
+        elif request.HasField("resume"):
+            self._open_at(request.resume)
+        else:
+            self._open_files()
         if not self._over:
             log.followers.append(self)
         call.on_drain = self._on_drain
@@ -126,6 +135,22 @@ class LogFollower:
         active.end = None if self._follow else log.size_bytes
         self._files.append(active)
 
+    def _open_at(self, place: "LogPlace") -> None:
+        """Go on where another stream has ended. Raises: StatusError DataLoss when that is gone."""
+        found = find(self._log.path, place)
+        if found is None:
+            raise StatusError(Code.DATA_LOSS, "the log was rotated away before it was read; raise max-files")
+        age, fd = found
+        if age == 0:
+            os.close(fd)
+        self._open_files()
+        while self._files[0].age > age:
+            self._files.pop(0).close()
+        if age:
+            self._files[0].fd = fd
+        self._files[0].offset = place.offset
+        self._is_placed = True
+
     def carry(self) -> "dict[str, Any]":
         """What other code needs to go on with this call, in this process. `fds` are those of the files, in order."""
         return {
@@ -139,6 +164,7 @@ class LogFollower:
             ],
             "fds": [file.fd for file in self._files if file.fd >= 0],
             "carry": self._carry,
+            "told_inode": self._told_inode,
             "unsent": [message.SerializeToString() for message in self._unsent],
         }
 
@@ -150,6 +176,7 @@ class LogFollower:
             self._files.append(file)
         self._is_placed = carried["is_placed"]
         self._carry = carried["carry"]
+        self._told_inode = carried.get("told_inode", 0)
         self._unsent = [api.LogRecord.FromString(raw) for raw in carried["unsent"]]
 
     # --- told by the writer
@@ -312,13 +339,30 @@ class LogFollower:
         lines = data[:end].split(b"\n")
         del lines[-1]
         self._carry = data[end:]
-        if self._log.is_json:
-            return [message for line in lines if (message := self._message(line)) is not None]
-        messages = [api.LogRecord(data=line + b"\n") for line in lines]
-        if len(self._carry) > LONGEST_PART_BYTES:
-            messages.append(api.LogRecord(data=self._carry))
+        at = self._files[0].offset - len(data)
+        messages: list[LogRecord] = []
+        for line in lines:
+            message = self._message(line) if self._log.is_json else api.LogRecord(data=line + b"\n")
+            at += len(line) + 1
+            if message is not None:
+                if self._has_places:
+                    message.end = at
+                messages.append(message)
+        if not self._log.is_json and len(self._carry) > LONGEST_PART_BYTES:
+            messages.append(api.LogRecord(data=self._carry, end=self._files[0].offset if self._has_places else 0))
             self._carry = b""
+        self._say_file(messages)
         return messages
+
+    def _say_file(self, messages: "list[LogRecord]") -> None:
+        """With the first record of a file goes which one that is."""
+        if not self._has_places or not messages:
+            return
+        fd = self._files[0].fd
+        inode = os.fstat(fd).st_ino
+        if inode != self._told_inode:
+            self._told_inode = inode
+            messages[0].file.CopyFrom(log_place(fd, messages[0].end))
 
     def _message(self, line: bytes) -> "LogRecord | None":
         at_ns, stream, data = self._reader.read(line)
@@ -337,7 +381,12 @@ class LogFollower:
         if not carry:
             return []
         message = self._message(carry) if self._log.is_json else api.LogRecord(data=carry)
-        return [message] if message is not None else []
+        if message is None:
+            return []
+        if self._has_places:
+            message.end = self._files[0].offset
+            self._say_file([message])
+        return [message]
 
 
 def _in_turns(search: "Any") -> "Handler":

@@ -141,14 +141,7 @@ class Outlet:
             return
         self._choked = False
         try:
-            while self._pending:
-                head = self._pending[0]
-                sent = os.write(self._fd, head)
-                self.pending_bytes -= sent
-                if sent < len(head):
-                    self._pending[0] = head[sent:]
-                    continue
-                del self._pending[0]
+            self._write_pending(self._fd)
         except BlockingIOError:
             self._watch()
             return
@@ -161,6 +154,16 @@ class Outlet:
             self.close()
         elif self._owes_word:
             self._tell()
+
+    def _write_pending(self, fd: int) -> None:
+        while self._pending:
+            head = self._pending[0]
+            sent = os.write(fd, head)
+            self.pending_bytes -= sent
+            if sent < len(head):
+                self._pending[0] = head[sent:]
+                continue
+            del self._pending[0]
 
     def _watch(self) -> None:
         if not self._watching and self._fd is not None:

@@ -6,7 +6,6 @@ import time
 
 from shim import faults
 from shim.streams import jsonlines
-from shim.streams.spool import ROLL_BYTES
 from shim.streams.stamps import Stamper
 
 TYPE_CHECKING = False
@@ -101,14 +100,13 @@ class Records:
         Order: nothing of it waits to be written.
         """
         spool = self.book.spools[stream] if self.book is not None else None
-        if self.book is None or spool is None or spool.size <= ROLL_BYTES or spool.to_skip:
+        if self.book is None or spool is None or spool.size <= self.book.roll_bytes or spool.to_skip:
             return
         try:
             old_fd = spool.roll(self._formatters[stream].held)
         except OSError:
             return
         self.book.note(inode, log_size)
-        os.ftruncate(old_fd, 0)
         os.close(old_fd)
 
 

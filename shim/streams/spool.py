@@ -22,10 +22,16 @@ if TYPE_CHECKING:
 
 STREAMS = (STDOUT, STDERR)
 # A spool that holds more is begun anew, with what is not in the log yet: it lies in memory where the bundle does.
-ROLL_BYTES = 1 << 20
+# The one before is kept, for attach clients that come back (attach.py): they are never further behind than that.
+ROLL_BYTES = 1 << 19
+# Once the process has exited nobody holds up what it left in its pipes, and none of that is begun anew over.
+LAST_ROLL_BYTES = 1 << 22
 # serial, inode and size of the log, whether it is being rotated; per stream generation, start, skip; and a checksum.
 _NOTE = struct.Struct("<QQQQ" + "QQQ" * len(STREAMS))
 _CRC = struct.Struct("<I")
+# Behind a note and its checksum, for attach clients: which process, how many of them are waited for; per stream the
+# count of bytes at which the spool begins, and the one before. A checksum of the note and this.
+_COUNTS = struct.Struct("<IH" + "QQ" * len(STREAMS))
 # Two notes take turns: one that a kill tore is known by its checksum, and the one before it counts.
 _SLOT_BYTES = 128
 
@@ -37,10 +43,14 @@ class Spool:
     bytes from there on the log has all the same.
     """
 
-    __slots__ = ("_path", "fd", "generation", "is_on", "size", "skip", "start", "to_skip")
+    __slots__ = ("_path", "base", "base_before", "fd", "generation", "is_on", "size", "skip", "start", "to_skip")
 
-    def __init__(self, path: str, generation: int, start: int, skip: int) -> None:
-        """Raises: OSError."""
+    def __init__(
+        self, path: str, generation: int, start: int, skip: int, *, base: int = 0, base_before: int = 0
+    ) -> None:
+        """``base``: at which byte of the stream it begins. Raises: OSError."""
+        self.base = base
+        self.base_before = base_before
         self._path = path
         self.generation = generation
         self.start = start
@@ -62,6 +72,27 @@ class Spool:
         self.size += moved
         return data
 
+    @property
+    def count(self) -> int:
+        """How many bytes of the stream came by way of the spool."""
+        return self.base + self.size
+
+    def since(self, count: int) -> "tuple[int, bytes]":
+        """What came after so many bytes, and after how many it begins: later, where older ones are gone."""
+        older = b""
+        begin = min(max(count, self.base), self.count)
+        if count < self.base and self.generation:
+            try:
+                with open(f"{self._path}.{(self.generation - 1) % 2}", "rb", buffering=0) as file:
+                    whole = file.read(self.base - self.base_before)
+            except OSError:
+                whole = b""
+            if len(whole) == self.base - self.base_before:
+                begin = max(count, self.base_before)
+                older = whole[begin - self.base_before :]
+        at = max(0, begin - self.base)
+        return begin, older + os.pread(self.fd, self.size - at, at)
+
     def unformatted(self) -> "Iterator[tuple[bytes, int]]":
         """What a predecessor took and the log does not have, each part with the offset where it ends."""
         at = self.start
@@ -78,6 +109,8 @@ class Spool:
     def roll(self, held: bytes) -> int:
         """Begin a new file with what is held back; the value is the old one's fd, to be closed once that is noted.
 
+        The old file stays until the next roll.
+
         Raises: OSError; nothing has changed then.
         """
         fd = self._open(self.generation + 1, os.O_TRUNC)
@@ -87,6 +120,7 @@ class Spool:
             os.close(fd)
             raise
         old, self.fd = self.fd, fd
+        self.base_before, self.base = self.base, self.count - len(held)
         self.generation += 1
         self.start, self.size = 0, len(held)
         return old
@@ -103,23 +137,31 @@ class Book:
     Order: a batch is in the log before it is noted; a rotation is noted before it begins and after it is done.
     """
 
-    __slots__ = ("_path", "_serial", "fd", "is_rotating", "log_inode", "log_size", "spools")
+    __slots__ = (
+        "_path", "_serial", "fd", "is_rotating", "log_inode", "log_size", "roll_bytes", "run", "spools", "waiting",
+    )  # fmt: skip
 
     def __init__(self, prefix: str, *, reopens: bool) -> None:
         """Begin, or go on where a predecessor's notes end. Raises: OSError."""
         self._path = f"{prefix}.notes"
+        self.roll_bytes = ROLL_BYTES
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | (0 if reopens else os.O_TRUNC)
         self.fd = os.open(self._path, flags, 0o600)
-        found = read_notes(os.pread(self.fd, 2 * _SLOT_BYTES, 0))
+        page = os.pread(self.fd, 2 * _SLOT_BYTES, 0)
+        found = read_notes(page)
         self._serial, self.log_inode, self.log_size, rotating = found[:4]
         self.is_rotating = bool(rotating)
+        # A note of an older shim tells no counts: then no place that a client was told is known any more.
+        counts = read_counts(page, self._serial) or (int.from_bytes(os.urandom(4), "little") or 1, 0, 0, 0, 0, 0)
+        self.run, self.waiting = counts[:2]  # which process; attach clients that hold it up, and will be back
         self.spools: dict[str, Spool] = {}
         for index, stream in enumerate(STREAMS):
             path = f"{prefix}.{stream}.spool"
             if not reopens:
                 remove(f"{path}.0")
             generation, start, skip = found[4 + 3 * index : 7 + 3 * index]
-            self.spools[stream] = Spool(path, generation, start, skip)
+            base, before = counts[2 + 2 * index : 4 + 2 * index]
+            self.spools[stream] = Spool(path, generation, start, skip, base=base, base_before=before)
 
     def cut_back(self, log_fd: int) -> None:
         """Take back what was written to the log and not noted. Raises: OSError."""
@@ -132,12 +174,23 @@ class Book:
     def note(self, inode: int, size: int, *, is_rotating: bool = False) -> None:
         """Write down where the log stands, and each stream in it. A full disk keeps the note before."""
         self._serial += 1
+        self.log_inode, self.log_size, self.is_rotating = inode, size, is_rotating
         places = [value for spool in self.spools.values() for value in (spool.generation, spool.start, spool.skip)]
+        bases = [value for spool in self.spools.values() for value in (spool.base, spool.base_before)]
         note = _NOTE.pack(self._serial, inode, size, is_rotating, *places)
+        note_crc = binascii.crc32(note)
+        counts = _COUNTS.pack(self.run, self.waiting, *bases)
+        raw = b"".join((note, _CRC.pack(note_crc), counts, _CRC.pack(binascii.crc32(counts, note_crc))))
         try:
-            os.pwrite(self.fd, note + _CRC.pack(binascii.crc32(note)), self._serial % 2 * _SLOT_BYTES)
+            os.pwrite(self.fd, raw, self._serial % 2 * _SLOT_BYTES)
         except OSError:
             pass  # its blocks were there since the first note: no file system refuses this one
+
+    def wait_for(self, clients: int) -> None:
+        """Write down how many clients hold the process up."""
+        if self.waiting != clients and self.fd >= 0:
+            self.waiting = min(clients, 0xFFFF)
+            self.note(self.log_inode, self.log_size, is_rotating=self.is_rotating)
 
     def close(self) -> None:
         """The log is closed in order: nothing of this is needed any more. Idempotent."""
@@ -159,3 +212,14 @@ def read_notes(page: bytes) -> "tuple[int, ...]":
         if len(crc) == _CRC.size and crc == _CRC.pack(binascii.crc32(raw)):
             newest = max(newest, _NOTE.unpack(raw))
     return newest
+
+
+def read_counts(page: bytes, serial: int) -> "tuple[int, ...] | None":
+    """What the note of this serial tells attach clients by; None when that is nothing. Pure."""
+    at = serial % 2 * _SLOT_BYTES
+    note = page[at : at + _NOTE.size]
+    counts = page[at + _NOTE.size + _CRC.size :][: _COUNTS.size]
+    crc = page[at + _NOTE.size + _CRC.size + _COUNTS.size :][: _CRC.size]
+    if serial and len(crc) == _CRC.size and crc == _CRC.pack(binascii.crc32(counts, binascii.crc32(note))):
+        return _COUNTS.unpack(counts)
+    return None

@@ -4,8 +4,9 @@ import os
 
 from shim.core import pipes
 from shim.errors import invalid_argument
+from shim.streams.account import InputOutlet
 from shim.streams.clientpaths import open_stdin, reopen_attached_stdin, reopen_stdin
-from shim.streams.outlets import Feed, Outlet
+from shim.streams.outlets import Feed
 from shim.streams.pumps import Pump
 from shim.streams.targets import ATTACH, CLIENT
 
@@ -27,7 +28,8 @@ class Stdin:
         self._loop = loop
         self._spares = spares
         self._on_end = on_end
-        self.outlet = Outlet(loop)  # what attach clients write; connected where the target is attach: or a terminal
+        # What attach clients write; connected where the target is attach: or a terminal.
+        self.outlet = InputOutlet(loop, spares)
         self.is_ended = False
         self._is_terminal = False
         self._keep_alive_fd: int | None = None
@@ -59,7 +61,7 @@ class Stdin:
 
     def reopen(self, source: "Target", fifo: "Callable[[str], str]") -> None:
         """What a shim had open that died, the process having its end."""
-        if self.is_ended:
+        if self.is_ended and self.outlet.idle:
             return
         fd = None
         if source.kind == CLIENT:
@@ -72,6 +74,8 @@ class Stdin:
                 self.outlet.close()
         if fd is not None:
             self._spares.hold(NAME, fd)
+        if self.is_ended:
+            self._end_now()
 
     def open_for_terminal(self, path: str) -> None:
         """Open a client's FIFO whose bytes are to go into the terminal. Raises: StatusError InvalidArgument."""
@@ -89,7 +93,7 @@ class Stdin:
     def connect_terminal(self, fd: int) -> None:
         """Take the terminal's master, an fd for this alone, and begin."""
         self._is_terminal = True
-        self.outlet.connect(fd)
+        self.outlet.connect_terminal(fd)
         if self._feeder is not None:
             self._feeder.start()
 
@@ -101,8 +105,10 @@ class Stdin:
             self._end_now()
 
     def _end_now(self) -> None:
-        if self._feeder is None:
+        if self._feeder is None and (self._is_terminal or self.outlet.idle):
             self._spares.drop(NAME)
+        elif self._feeder is None:
+            self.outlet.on_room(lambda: self._spares.drop(NAME))  # what is on its way outlives us till then
         self._close_keep_alive()
         if not self._is_terminal and self.outlet.is_open:
             self.outlet.close_when_empty()
@@ -118,4 +124,4 @@ class Stdin:
         self._close_keep_alive()
         if self._feeder is not None:
             self._feeder.close()
-        self.outlet.close()
+        self.outlet.release()

@@ -7,8 +7,10 @@ from shim.core import pipes
 from shim.errors import failed_precondition, unknown
 from shim.recovery.spares import Share
 from shim.streams import targets
-from shim.streams.attach import Hub, Inputs
+from shim.streams.attach import RETURN_S, Hub
+from shim.streams.backlog import Backlog
 from shim.streams.clientpaths import open_output
+from shim.streams.inputs import Inputs
 from shim.streams.jsonlines import STDERR, STDOUT
 from shim.streams.logfile import LogFile
 from shim.streams.logprogram import LogProgram
@@ -77,6 +79,8 @@ class Stdio:
         self.pumps: list[Pump] = []
         self.sinks: list[PipeSink] = []
         self.log: LogFile | None = None
+        self._book: Book | None = None  # of a JSON log
+        self._backlog: Backlog | None = None  # of what attach clients alone get
         self.program: LogProgram | None = None
         self.hub: Hub | None = None
         self._on_change = on_change  # of what a successor must know
@@ -129,13 +133,14 @@ class Stdio:
         request = self._request
         if reopens:
             self._reopens = self._started = True
+        self.input.outlet.recover()
         self._source, self._out, err = targets.parse_all(
             request.stdin, request.stdout, request.stderr, terminal=self.terminal
         )
         try:
             if self._out.kind in (LOG, FILE):
-                book = Book(self._prefix, reopens=reopens) if self._out.format == JSON else None
-                self.log = LogFile(self._loop, self._out, report=self._report, book=book)
+                self._book = Book(self._prefix, reopens=reopens) if self._out.format == JSON else None
+                self.log = LogFile(self._loop, self._out, report=self._report, book=self._book)
                 self.log.open()
             elif self._out.kind == BINARY:
                 self.program = LogProgram(self._loop, self._out, self._labels, self._report)
@@ -160,10 +165,16 @@ class Stdio:
     def _make_hub(self, err: "Target") -> None:
         log = self.log
         if log is not None and not log.is_json:
-            self.hub = Hub(terminal=self.terminal, keep=False, replay_from=log.last_bytes)
+            self.hub = Hub(terminal=self.terminal, keep=False, log=log)
         elif log is not None or self.terminal or ATTACH in (self._source.kind, self._out.kind, err.kind):
+            if log is None and ATTACH in (self._out.kind, err.kind):
+                self._backlog = Backlog(Book(self._prefix, reopens=self._reopens))
+            book = self._backlog.book if self._backlog is not None else self._book
             # A client's terminal is not remembered: what passes through our memory is what a kill costs.
-            self.hub = Hub(terminal=self.terminal, keep=not (self.terminal and self._out.kind in (CLIENT, BINARY)))
+            keep = not (self.terminal and self._out.kind in (CLIENT, BINARY))
+            self.hub = Hub(terminal=self.terminal, keep=keep, book=book)
+            if self._reopens and self.hub.recover():
+                self._loop.call_later(RETURN_S, self.hub.expect_nobody)
 
     def _open_terminal(self, terminal: Terminal) -> None:
         """Open the client's FIFOs, which are copied from and to, and the socket on which the terminal comes."""
@@ -199,7 +210,7 @@ class Stdio:
         """The fd the process gets as this stream; what copies from it, if anything does, is a pump."""
         if target.kind == NOTHING:
             return None
-        sink: LogFile | PipeSink | None = self.log
+        sink: LogFile | Backlog | PipeSink | None = self.log or self._backlog
         if target.kind == CLIENT:
             if self._reopens and (self._direct or self._is_gone(target.path)):
                 return None
@@ -257,7 +268,7 @@ class Stdio:
         self._started = True
         self._close_child_ends()
         if self._terminal is not None:
-            sink: LogFile | PipeSink | None = self.sinks[0] if self.sinks else self.log
+            sink: LogFile | Backlog | PipeSink | None = self.sinks[0] if self.sinks else self.log or self._backlog
             self.pumps.append(self._terminal.connect(self.input.connect_terminal, sink, self.hub))
         for pump in self.pumps:
             pump.start()
@@ -288,9 +299,9 @@ class Stdio:
             raise failed_precondition("its stdin is not open to attach clients: create it with -i (stdin attach:)")
         if opening.output and not self._feeds_attached_output():
             raise failed_precondition("its output goes to the FIFO its creator named: create it with attach: or log://")
-        hub.add(call, opening)
+        client = hub.add(call, opening, self.inputs.accepted(opening))
         if call.is_open:
-            self.inputs.serve(call, stdin=opening.stdin)
+            self.inputs.serve(call, client)
 
     def _feeds_attached_output(self) -> bool:
         return self.terminal or self._out.kind in (ATTACH, LOG, FILE) or self._request.stderr == "attach:"
@@ -354,6 +365,8 @@ class Stdio:
             for follower in list(self.log.followers):
                 follower.log_ended()
             self.log.close()
+        if self._backlog is not None:
+            self._backlog.book.close()
         if self.program is not None:
             self.program.close()
         for path in self._fifos:

@@ -36,7 +36,7 @@ def carry(stdio: "Stdio") -> "dict[str, Any]":
 def put_back(stdio: "Stdio", carried: "dict[str, Any]") -> None:
     """Order: the streams are open, and nothing is copied yet."""
     data = carried["stdin"].encode("latin-1")
-    if data:
+    if data and stdio.input.outlet.account is None:  # else it is there already
         stdio.input.outlet.write(data)
     sinks = _sinks(stdio)
     for stream, text in carried["unsent"].items():

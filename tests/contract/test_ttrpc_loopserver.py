@@ -352,6 +352,41 @@ def test_everything_a_successor_needs_is_plain_data(bench: Bench, caller: RawCal
     }
 
 
+def test_another_server_goes_on_from_a_snapshot(bench: Bench, caller: RawCaller, short_dir: str) -> None:
+    """Half a frame, a message nobody took, a stream at its pace and a unary call: on the same socket, nothing twice."""
+    chat = ask(caller, bench, "Chat")
+    chat.pause()
+    caller.socket.sendall(caller.core.send_message(1, Text(data=b"unread").SerializeToString()))
+    say = ask(caller, bench, "Say", Text(number=3))
+    half = caller.core.send_message(1, Text(data=b"in halves").SerializeToString())
+    caller.socket.sendall(half[:5])
+    (connection,) = bench.server.connections
+    bench.run_until(lambda: connection.core.reader.unparsed, "half a frame")
+    sock, state = connection.sock.dup(), connection.snapshot()
+    other = Bench(f"{short_dir}/other")
+    other.server.trust_any_peer = True
+    after = other.server.restore(sock, state)
+    for call in tuple(after.calls.values()):
+        after.begin(call)
+    heard: list[Any] = []
+    again = other.next_call()
+    again.on_message(heard.append)
+    assert heard == []
+    again.resume()
+    caller.socket.sendall(half[5:])
+    other.run_until(lambda: len(heard) == 2, "both messages")
+    answered = other.next_call()
+
+    assert [message.data for message in heard] == [b"unread", b"in halves"]
+    assert (answered.method.name, answered.request, answered.stream_id) == ("Say", Text(number=3), say.stream_id)
+    answered.reply(Text(number=4))
+    assert again.send(Text(number=5))
+    assert isinstance(caller.hear(), ResponseReceived)
+    assert isinstance(caller.hear(), MessageReceived)
+    other.server.close()
+    other.loop.close()
+
+
 def test_finishing_lets_the_last_words_out(bench: Bench, caller: RawCaller) -> None:
     call, finished = ask(caller, bench, "Say"), []
     call.reply(Text(data=bytes(3 << 20)))

@@ -180,7 +180,7 @@ def test_the_caller_of_the_upgrade_may_be_attached_on_the_same_connection(box: K
 def test_logs_and_follow_go_on_where_they_were(form: str) -> None:
     """Over rotations; one follower reads at once, another at the end only."""
     with KeptBox(["sh", "-c", LONG]) as box:
-        box.create(stdout=f"log://{box.folder}/log?format={form}&max-size=65536&max-files=100")
+        box.create(stdout=f"log://{box.folder}/log?format={form}&max-size=262144&max-files=1000")
         followed = Heard(box.connect().open_stream(SHIM, "Follow", shim.FollowRequest()))
         logs = [Heard(box.connect().open_stream(SHIM, "Logs", shim.LogsRequest(follow=True))) for _ in range(2)]
         box.start()

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shim.core.loop import Loop
-from shim.streams.attach import BEHIND_BYTES, RING_BYTES, Ring
+from shim.streams.attach import BEHIND_BYTES
 from shim.streams.outlets import LIMIT_BYTES
+from shim.streams.ring import RING_BYTES, Ring
 from shim.streams.stdio import Stdio, StdioRequest
 from tests.support.streams import FakeCall, play, turn, turn_until
 from ttrpc.api import shim as api
@@ -396,3 +397,51 @@ def _fill(loop: Loop, process: Process) -> int:
             return total
         turn(loop, 1)
     raise AssertionError("the process was never made to wait")
+
+
+# --- coming back ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stdout", ["attach:", "log://{dir}/c.log", "log://{dir}/c.log?format=raw"])
+def test_a_client_that_comes_back_gets_what_it_missed_once(loop: Loop, start: Start, stdout: str) -> None:
+    process = start(stdout=stdout, stderr="")
+    first = process.attach(OUTPUT)
+    process.says(b"one ")
+    turn_until(loop, lambda: first.stdout() == b"one ")
+    place = first.sent[-1].place
+    first.disconnects()
+    process.says(b"two ")
+    turn_until(loop, lambda: process.stdio.log_bytes == 8)
+    again = process.attach(api.AttachOpen(output=True, resume=place))
+    process.says(b"three ")
+    turn_until(loop, lambda: b"three" in again.stdout())
+    process.exits()
+
+    assert again.stdout() == b"two three "
+    assert again.kinds()[-1] == "exited"
+    assert again.sent[0].opened.place == place
+
+
+def test_a_place_of_another_process_is_said_not_to_be_known(loop: Loop, start: Start) -> None:
+    process = start(stderr="")
+    process.says(b"one ")
+    turn_until(loop, lambda: process.stdio.log_bytes == 4)
+    client = process.attach(api.AttachOpen(output=True, resume=api.AttachPlace(run=1, stdout=2)))
+
+    assert client.kinds() == ["opened", "missed"]
+    assert client.sent[0].opened.place.stdout == 4
+
+
+def test_input_is_counted_for_each_client_over_its_streams(loop: Loop, start: Start) -> None:
+    process = start(stderr="")
+    opening = api.AttachOpen(stdin=True, output=True, input_id=7)
+    first = process.attach(opening)
+    assert first.sent[0].opened.accepted == 0
+    first.says(api.AttachInput(stdin=b"hello"))
+    assert first.sent[-1].accepted == 5
+    first.disconnects()
+    opening.input_goes_on = True
+    assert process.attach(opening).sent[0].opened.accepted == 5
+    opening.input_id = 8
+    assert not process.attach(opening).sent[0].opened.HasField("accepted")
+    assert os.read(process.stdin, 100) == b"hello"

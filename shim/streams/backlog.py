@@ -1,0 +1,62 @@
+"""Output that only attach clients get: by way of a spool, from which they have what a killed shim did not pass on."""
+
+import errno
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from shim.streams.spool import Book, Spool
+
+
+class Backlog:
+    """The end of a process's pumps. Owns the book. Where its disk is full, output goes on without a copy."""
+
+    blocked = takes_splice = reads_back = False
+    idle = takes_sources = True
+
+    __slots__ = ("book",)
+
+    def __init__(self, book: "Book") -> None:
+        self.book = book
+        book.note(book.log_inode, book.log_size)  # the process it is of is known from here on
+
+    def splice(self, _source_fd: int, _tell: "Callable[[bytes], None] | None" = None) -> "int | None":
+        raise AssertionError("it takes what passes")
+
+    def take(self, stream: str, source_fd: int, count: int) -> bytes:
+        """Take a chunk from a pipe; empty is its end. Raises: BlockingIOError when it is empty; OSError."""
+        spool = self.book.spools[stream]
+        if spool.is_on:
+            try:
+                data = spool.move(source_fd, count)
+            except BlockingIOError:
+                raise
+            except OSError as error:
+                spool.is_on = error.errno not in (errno.EINVAL, errno.ENOSYS)
+            else:
+                if spool.size > self.book.roll_bytes:
+                    self._roll(spool)
+                return data
+        return os.read(source_fd, count)
+
+    def _roll(self, spool: "Spool") -> None:
+        try:
+            old_fd = spool.roll(b"")
+        except OSError:
+            return
+        self.book.note(0, 0)
+        os.close(old_fd)
+
+    def write(self, _stream: str, _data: bytes) -> None:
+        raise AssertionError("it takes what passes")
+
+    def settle(self, _stream: str) -> None:
+        """Nothing is held back here."""
+
+    def end(self, _stream: str) -> None:
+        """The other stream may go on."""
+
+    def on_room(self, callback: "Callable[[], None]") -> None:
+        """There is always room."""
