@@ -7,6 +7,7 @@ from collections import deque
 
 from daemon.ctl.units import parse_moment
 from ttrpc.api import shim, wkt
+from ttrpc.api.logplace import is_file_of, log_place
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ def files_of(path: str) -> list[str]:
 
 def read_log(path: str, request: "shim.LogsRequest", *, is_json: bool) -> "Iterator[shim.LogRecord]":
     """What the shim's Logs would stream of these files now; it never follows."""
+    if request.HasField("resume"):
+        yield from _within(_records(path, is_json=is_json, place=request.resume), request, is_placed=True)
+        return
     kept: Iterator[shim.LogRecord] | deque[shim.LogRecord] = _within(_records(path, is_json=is_json), request)
     if request.HasField("tail"):
         kept = deque(kept, maxlen=request.tail)
@@ -72,11 +76,28 @@ def _opened(path: str, is_over: "Callable[[], bool]", pause_s: float) -> "IO[byt
         time.sleep(pause_s)
 
 
-def _records(path: str, *, is_json: bool) -> "Iterator[shim.LogRecord]":
-    for name in files_of(path):
+def _records(path: str, *, is_json: bool, place: "shim.LogPlace | None" = None) -> "Iterator[shim.LogRecord]":
+    """All of it, or what follows the place; where that is gone, what there is."""
+    names = files_of(path)
+    begin = 0
+    for index, name in enumerate(names if place is not None else ()):
         with open(name, "rb") as file:
+            if place is not None and is_file_of(file.fileno(), place):
+                del names[:index]
+                begin = place.offset
+                break
+    for name in names:
+        with open(name, "rb") as file:
+            file.seek(begin)
+            end, begin, told = begin, 0, False
             for line in file:
-                yield _record(line) if is_json else shim.LogRecord(data=line)
+                end += len(line)
+                made = _record(line) if is_json else shim.LogRecord(data=line)
+                made.end = end
+                if not told:
+                    made.file.CopyFrom(log_place(file.fileno(), end))
+                    told = True
+                yield made
 
 
 def _record(line: bytes) -> "shim.LogRecord":
@@ -92,8 +113,10 @@ def _record(line: bytes) -> "shim.LogRecord":
     return made
 
 
-def _within(records: "Iterator[shim.LogRecord]", request: "shim.LogsRequest") -> "Iterator[shim.LogRecord]":
-    since = wkt.nanoseconds(request.since) if request.HasField("since") else None
+def _within(
+    records: "Iterator[shim.LogRecord]", request: "shim.LogsRequest", *, is_placed: bool = False
+) -> "Iterator[shim.LogRecord]":
+    since = wkt.nanoseconds(request.since) if request.HasField("since") and not is_placed else None
     until = wkt.nanoseconds(request.until) if request.HasField("until") else None
     for record in records:
         at_ns = wkt.nanoseconds(record.at)

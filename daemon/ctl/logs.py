@@ -42,40 +42,62 @@ def request_of(args: argparse.Namespace, now_ns: int) -> "shim.LogsRequest":
 
 
 class Cursor:
-    """How far a log has been told, so that asking again repeats nothing: by time, and how many records had that time.
+    """How far a log has been told, so that asking again repeats nothing: by the place the shim says with each record.
 
-    A raw log keeps no times: it is asked once.
+    A shim that says none is asked by time, and how many records had that time; a raw log of such a one, which keeps no
+    times, is asked once.
     """
 
     def __init__(self, request: "shim.LogsRequest") -> None:
         self._request = request
+        self._place: shim.LogPlace | None = None
         self._last_ns: int | None = None
         self._told = 0  # records with the last time: one write of the container may make several
         self._skip = 0
+        self._is_asked_by_place = False
 
     @property
     def may_go_on(self) -> bool:
         """Whether a second request would be understood."""
-        return self._request.follow and (self._last_ns is not None or self._told == 0)
+        has_place = self._place is not None or self._last_ns is not None
+        return self._request.follow and (has_place or self._told == 0)
 
     def request(self) -> "shim.LogsRequest":
         """What to ask for now."""
         from ttrpc.api import shim, wkt
 
-        if self._last_ns is None:
-            return self._request
-        self._skip = self._told
-        again = shim.LogsRequest(follow=self._request.follow)
-        again.since.CopyFrom(wkt.timestamp(self._last_ns))
-        if self._request.HasField("until"):
-            again.until.CopyFrom(self._request.until)
+        again = shim.LogsRequest()
+        again.CopyFrom(self._request)
+        again.places = True
+        self._skip, self._is_asked_by_place = 0, self._place is not None
+        if self._place is None and self._last_ns is None:
+            return again
+        again.ClearField("tail")
+        if self._place is not None:
+            again.resume.CopyFrom(self._place)
+        if self._last_ns is not None:
+            self._skip = self._told
+            again.since.CopyFrom(wkt.timestamp(self._last_ns))
         return again
 
     def is_new(self, record: "shim.LogRecord") -> bool:
-        """Whether a record was not told yet; then it is now."""
+        """Whether a record was not told yet; then it is now.
+
+        Raises: ConnectionLost when the shim does not know places, and has begun at the beginning.
+        """
         from ttrpc.api import wkt
+        from ttrpc.errors import ConnectionLost
 
         at_ns = wkt.nanoseconds(record.at)
+        if record.HasField("file"):
+            self._skip = 0
+        elif self._is_asked_by_place and self._last_ns is None:
+            raise ConnectionLost("the shim was replaced by one that cannot go on in the middle of a raw log")
+        self._is_asked_by_place = False
+        if record.HasField("file"):
+            self._place = record.file
+        elif record.end and self._place is not None:
+            self._place.offset = record.end
         if self._skip and at_ns == self._last_ns:
             self._skip -= 1
             return False

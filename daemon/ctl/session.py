@@ -4,27 +4,21 @@ It talks to the shim, not to the daemon, so the daemon may die meanwhile.
 """
 
 import select
-import time
 
+from daemon.ctl.attachment import SHIM as SHIM
+from daemon.ctl.attachment import Attachment
 from daemon.ctl.client import say
 from daemon.ctl.pump import CONTROL_S, CUT, EXITED, LOST, READ_BYTES, Ending, Pump
 from daemon.ctl.terminal import window_size
 from ttrpc.api import shim
 from ttrpc.blocking import BlockingClient
-from ttrpc.errors import ConnectionLost, StatusError, TtrpcError
+from ttrpc.errors import ConnectionLost, StatusError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from ttrpc.blocking_stream import BlockingStream
-
-SHIM = "shimd.shim.v1.Shim"
 TASK = "containerd.task.v2.Task"
-
-OPEN_S = 10.0
-SHIM_PATIENCE_S = 10.0  # a shim is replaced by its successor within this, or it is lost
-RETRY_S = 0.05
 
 
 class Session(Pump):
@@ -57,10 +51,10 @@ class Session(Pump):
             forward_signals=forward_signals,
             detach_keys=detach_keys,
         )
-        self._backpressure = backpressure
-        self._replay_bytes = replay_bytes
-        self._client: BlockingClient | None = None
-        self._stream: BlockingStream | None = None
+        opening = shim.AttachOpen(
+            exec_id=exec_id, stdin=stdin, output=True, backpressure=backpressure, replay_bytes=replay_bytes
+        )
+        self._attachment = Attachment(address, opening, metadata=metadata, on_gap=say)
 
     # --- beginning and end
 
@@ -69,36 +63,13 @@ class Session(Pump):
 
         Blocks: at most `OPEN_S`. Raises: StatusError, ConnectionLost, OSError of connect(2).
         """
-        self._attach(self._replay_bytes)
+        self._attachment.open()
         self._take_signals()
         self._resize()
 
-    def _attach(self, replay_bytes: int) -> None:
-        client = BlockingClient.connect(self.address)
-        try:
-            stream = client.open_stream(SHIM, "Attach", metadata=self._metadata)
-            wanted = shim.AttachOpen(
-                exec_id=self.exec_id,
-                stdin=self._stdin_open,
-                output=True,
-                backpressure=self._backpressure,
-                replay_bytes=replay_bytes,
-            )
-            stream.send(shim.AttachInput(open=wanted), timeout_s=OPEN_S)
-            first = stream.receive(timeout_s=OPEN_S)
-        except BaseException:
-            client.close()
-            raise
-        if first is None or not first.HasField("opened"):
-            client.close()
-            raise ConnectionLost(f"the shim at {self.address} ended the stream before it began")
-        self._client, self._stream = client, stream
-
     def close(self) -> None:
         super().close()
-        if self._client is not None:
-            self._client.close()
-            self._client = None
+        self._attachment.close()
 
     def _call(self, method: str, request: "Any") -> None:
         with BlockingClient.connect(self.address) as client:
@@ -106,16 +77,8 @@ class Session(Pump):
 
     def _resize(self) -> None:
         size = window_size() if self.terminal else None
-        if size is not None and self._stream is not None:
-            self._send(shim.AttachInput(resize=shim.Resize(width=size[0], height=size[1])))
-
-    def _send(self, message: "shim.AttachInput") -> None:
-        """Queue for the shim; a lost connection shows in receiving."""
-        assert self._stream is not None
-        try:
-            self._stream.send_nowait(message)
-        except TtrpcError:
-            self._stdin_open = False
+        if size is not None:
+            self._attachment.resize(*size)
 
     # --- the loop
 
@@ -130,44 +93,49 @@ class Session(Pump):
             self._flush()
 
     def _wait(self) -> None:
-        assert self._client is not None
         assert self._wake is not None
+        attachment = self._attachment
         poll = select.poll()
         poll.register(self._wake[0], select.POLLIN)
-        unsent = self._client.unsent_bytes
+        unsent = attachment.unsent_bytes
         if self._output:
             poll.register(self._output[0][0], select.POLLOUT)
-        if self._ending is None and (unsent or not self._output):
+        if self._ending is None:  # with our output stuck, too: a shim that was killed waits for us to come back
             wanted = (0 if self._output else select.POLLIN) | (select.POLLOUT if unsent else 0)
-            poll.register(self._client.fileno(), wanted)
-        if self._stdin_open and not unsent and self._ending is None:
+            poll.register(attachment.fileno(), wanted)
+        if self._stdin_open and attachment.may_send and self._ending is None:
             poll.register(0, select.POLLIN)
-        for fd, _ in poll.poll():
+        for fd, mask in poll.poll():
             if fd == self._wake[0]:
                 self._read_signals()
             elif fd == 0 and self._stdin_open:
                 self._pump_stdin()
-            elif fd == self._client.fileno() and unsent:
-                self._client.pump_nowait()
+            elif fd == attachment.fileno() and mask & (select.POLLHUP | select.POLLERR):
+                self._come_back()
+            elif fd == attachment.fileno() and unsent:
+                attachment.pump_nowait()
+
+    def _come_back(self) -> None:
+        """Take what is left of a connection that broke, little, and go on with whoever serves now."""
+        times = self._attachment.times_broken
+        while self._ending is None and self._attachment.times_broken == times and self._receive():
+            pass
 
     def _pump_stdin(self) -> None:
         data = self._read_stdin(READ_BYTES)
         if data:
-            self._send(shim.AttachInput(stdin=data))
+            self._attachment.send(data)
         elif data is not None:
-            self._send(shim.AttachInput(close_stdin=True))
+            self._attachment.end_input()
 
     def _receive(self) -> bool:
         """Take one message; false when none has come."""
-        assert self._stream is not None
         try:
-            message = self._stream.receive_nowait()
+            message = self._attachment.receive_nowait()
         except BlockingIOError:
             return False
-        except ConnectionLost as error:
-            self._attach_again(str(error))
-        except StatusError as error:
-            self._ending = Ending(LOST, reason=error.message)
+        except (ConnectionLost, StatusError) as error:
+            self._ending = Ending(LOST, reason=error.message if isinstance(error, StatusError) else str(error))
         else:
             if message is None:
                 self._ending = Ending(LOST, reason="the shim ended the stream")
@@ -186,24 +154,3 @@ class Session(Pump):
         elif kind == "cut":
             missed = f" ({message.cut.missed_bytes} bytes missed)" if message.cut.missed_bytes else ""
             self._ending = Ending(CUT, reason=message.cut.reason + missed)
-
-    def _attach_again(self, reason: str) -> None:
-        """The shim's socket broke: its successor serves the same path, or it is lost."""
-        until = time.monotonic() + SHIM_PATIENCE_S
-        assert self._client is not None
-        self._client.close()
-        while True:
-            try:
-                self._attach(0)
-            except (OSError, ConnectionLost) as error:
-                if time.monotonic() >= until:
-                    self._ending = Ending(LOST, reason=f"{reason}; {error}")
-                    return
-                time.sleep(RETRY_S)
-            except StatusError as error:
-                self._ending = Ending(LOST, reason=error.message)
-                return
-            else:
-                say("the shim was replaced; output of the moment between may be missing here (shimctl logs has it)")
-                self._resize()
-                return
