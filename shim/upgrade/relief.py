@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from shim.serving.serve import Shim
 
 # How long after it began to serve, unless SHIMD_RELIEF_S says another time: clients are back by then, and a new keeper
-# has rehearsed. `off` means never.
+# has rehearsed. Twice that at most. `off` means never.
 VARIABLE = "SHIMD_RELIEF_S"
 BEGIN_S = 10.0
 # Between tries, doubling.
@@ -66,7 +66,8 @@ class Relief:
         if not pidfds.keeps_exit_status():
             self._shim.log.info("this shim stays as large as it is: this kernel keeps nobody's exit status")
             return
-        self._later(float(begin_s) if begin_s.replace(".", "", 1).isdigit() else BEGIN_S)
+        is_given = begin_s.replace(".", "", 1).isdigit()
+        self._later(float(begin_s) if is_given else BEGIN_S * (1 + os.getpid() % 64 / 64))  # not all of a host at once
 
     def _later(self, pause_s: float) -> None:
         self._shim.loop.call_later(pause_s, self._begin_try)

@@ -89,8 +89,8 @@ def recent_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("environment", "timers"),
     [
-        ({}, [BEGIN_S]), ({"SHIMD_RELIEF_S": "2.5"}, [2.5]), ({"SHIMD_RELIEF_S": "0"}, [0.0]),
-        ({"SHIMD_RELIEF_S": "soon"}, [BEGIN_S]), ({"SHIMD_RELIEF_S": "off"}, []), ({"SCHED_CORE": "1"}, []),
+        ({"SHIMD_RELIEF_S": "2.5"}, [2.5]), ({"SHIMD_RELIEF_S": "0"}, [0.0]),
+({"SHIMD_RELIEF_S": "off"}, []), ({"SCHED_CORE": "1"}, []),
     ],
 )  # fmt: skip
 def test_when_it_begins(environment: dict[str, str], timers: list[float]) -> None:
@@ -98,6 +98,19 @@ def test_when_it_begins(environment: dict[str, str], timers: list[float]) -> Non
     Relief(shim).begin()
 
     assert shim.loop.timers == timers
+
+
+@pytest.mark.parametrize("environment", [{}, {"SHIMD_RELIEF_S": "soon"}])
+def test_not_all_shims_of_a_host_begin_at_once(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = []
+    for pid in range(1000, 1064):
+        monkeypatch.setattr(relief.os, "getpid", lambda pid=pid: pid)
+        shim = staged(**environment)
+        Relief(shim).begin()
+        begun += shim.loop.timers
+
+    assert (min(begun), len(set(begun))) == (BEGIN_S, 64)
+    assert max(begun) < 2 * BEGIN_S
 
 
 def test_a_kernel_that_keeps_no_exit_status_leaves_the_shim_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
