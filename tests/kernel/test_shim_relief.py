@@ -234,6 +234,42 @@ def test_who_is_attached_or_follows_notices_nothing() -> None:
         assert logs.receive(timeout_s=20) is None
 
 
+def test_a_log_program_goes_on_reading() -> None:
+    """It is the same one, and gets all of both streams; what it was given is nobody else's."""
+    with relieved(["sh", "-c", "echo before; while [ ! -e /go ]; do usleep 10000; done; echo after; exit 42"]) as box:
+        program, said = f"{box.folder}/logger", f"{box.folder}/said"
+        with open(program, "w", encoding="utf-8") as file:
+            file.write(f"#!/bin/sh\necho $$ >>{said}.pid\nexec 5>&-\ncat <&4 &\ncat <&3 >>{said}\nwait\n")
+        os.chmod(program, 0o755)
+        box.create(stdout=f"binary://{program}", stderr=f"binary://{program}")
+        box.start()
+        wait_until(lambda: os.path.exists(said) and leaks.read(said) == "before\n", what="the first line")
+        upgrade(box)
+        wait_relieved(box)
+        box.let_go()
+        assert box.wait().exit_status == 42
+        assert box.delete().exit_status == 42
+
+        assert leaks.read(said) == "before\nafter\n"
+        assert len(leaks.read(f"{said}.pid").split()) == 1
+
+
+def test_it_is_the_copy_that_restarts_the_container() -> None:
+    with relieved() as box:
+        box.create()
+        terms = {"first_pause_ms": 10, "longest_pause_ms": 60_000, "reset_after_ms": 10_000, "max_restarts": 1}
+        box.call("SetRestart", shim.SetRestartRequest(policy="on-failure", **terms), service=SHIM)
+        pid = box.start().pid
+        upgrade(box)
+        wait_relieved(box)
+        box.let_go()
+        told = box.events("/shimd/restart-gave-up")
+
+        assert [each.exit.code for each in told if each.HasField("exit")] == [42, 42]
+        assert [each.seq for each in told] == list(range(1, len(told) + 1))
+        assert box.state().pid != pid
+
+
 def test_nothing_it_has_is_inherited_by_what_it_starts() -> None:
     with relieved() as box:
         box.create(stdin="attach:", stdout="attach:", stderr="attach:")
