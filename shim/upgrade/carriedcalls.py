@@ -39,7 +39,7 @@ def carry(shim: "Shim", *, but: str = "") -> "tuple[dict[str, Any], set[int]]":
     connections = []
     fds: set[int] = set()
     for connection in filter(is_carried, shim.server.connections):
-        if any(call.method.name == but for call in connection.calls.values()):
+        if but and any(call.method.name == but for call in connection.calls.values()):
             continue
         state = connection.snapshot()
         for each, call in zip(state["calls"], connection.calls.values(), strict=True):
