@@ -9,10 +9,13 @@ from collections.abc import Sequence
 from daemon import configfile, faults, log, unit
 from daemon.config import DEFAULT_PATH, Config
 from daemon.configfile import ConfigError
+from daemon.notify import Notifier
 from daemon.version import VERSION
 
 EXIT_USAGE = 2
 EXIT_FAILED = 1
+# What cannot be otherwise at the next try; the unit does not try then. Source: EX_CONFIG of sysexits.h.
+EXIT_CONFIG = 78
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code: int = arguments.command(arguments)
     except ConfigError as error:
-        return _fail(str(error))
+        return _fail(str(error)) if arguments.command is not _run else _fail_start(str(error), EXIT_CONFIG)
     except KeyboardInterrupt:
         return 130
     return code
@@ -91,24 +94,36 @@ def _config_unit(arguments: argparse.Namespace) -> int:
     config = _configured(arguments)
     program = os.path.abspath(sys.argv[0])
     ctl = os.path.join(os.path.dirname(program), "shimctl")
-    path = getattr(arguments, "config", DEFAULT_PATH)
     texts = {
-        "service": unit.service_text(program, ctl, path, config.socket_path),
-        "socket": unit.socket_text(config.socket_path, config.socket.mode),
+        "service": unit.service_text(program, ctl, config, _options_given(arguments)),
+        "socket": unit.socket_text(config),
     }
     _say("\n".join(texts.values()) if arguments.which is None else texts[arguments.which], end="")
     return 0
+
+
+def _options_given(arguments: argparse.Namespace) -> list[str]:
+    """The options that this command was given and that `run` is to have as well; paths absolute."""
+    given = vars(arguments)
+    options: list[str] = []
+    for name in ("config", "root", "state", "address"):
+        if name in given:
+            options += (f"--{name}", os.path.abspath(given[name].removeprefix("unix://")))
+    for name in ("log_level", "log_format"):
+        if name in given:
+            options += (f"--{name.replace('_', '-')}", given[name])
+    return [*options, "--no-keeper"] if "no_keeper" in given else options
 
 
 def _run(arguments: argparse.Namespace) -> int:
     config = _configured(arguments)
     if "check" in arguments:
         return _check(config, as_json=arguments.check == "json")
-    log.set_up(config.log.level, config.log.format)
+    log.set_up(config.log.level, config.log.format, os.environ)
     try:
         faults.arm(os.environ)
     except faults.UnknownFault as error:
-        return _fail(str(error))
+        return _fail_start(str(error), EXIT_CONFIG)
     # Late: `shimd config` and `shimd version` need none of it.
     from daemon import app
     from daemon.lock import AlreadyRunning
@@ -120,11 +135,13 @@ def _run(arguments: argparse.Namespace) -> int:
     try:
         app.run(config, os.environ)
     except AlreadyRunning as error:
-        return 0 if app.is_told_of(error.holder, os.environ) else _fail(str(error))
-    except (NotTakenOver, SocketTaken, NewerSchema, StatusError) as error:
-        return _fail(str(error))
+        return 0 if app.is_told_of(error.holder, os.environ) else _fail_start(str(error))
+    except NewerSchema as error:
+        return _fail_start(str(error), EXIT_CONFIG)
+    except (NotTakenOver, SocketTaken, StatusError) as error:
+        return _fail_start(str(error))
     except OSError as error:
-        return _fail(f"{error.filename or 'start'}: {error.strerror or error}")
+        return _fail_start(f"{error.filename or 'start'}: {error.strerror or error}")
     return 0
 
 
@@ -167,9 +184,15 @@ def _say(text: str, end: str = "\n") -> None:
     sys.stdout.write(text + end)
 
 
-def _fail(message: str) -> int:
-    sys.stderr.write(f"shimd: {message}\n")
-    return EXIT_FAILED
+def _fail(message: str, code: int = EXIT_FAILED) -> int:
+    sys.stderr.write(f"{log.journal_prefix('error', os.environ)}shimd: {message}\n")
+    return code
+
+
+def _fail_start(message: str, code: int = EXIT_FAILED) -> int:
+    """The same of a daemon that did not start; its supervisor shows the reason beside the unit's state."""
+    Notifier(os.environ).tell(STATUS=f"did not start: {message}".replace("\n", " "))
+    return _fail(message, code)
 
 
 if __name__ == "__main__":

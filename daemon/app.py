@@ -6,6 +6,7 @@ The API answers before recovery is done. SIGTERM and SIGINT end the daemon and n
 upgrade ends it too: the seat then goes to another process, or comes back when that one fails.
 """
 
+import contextlib
 import logging
 import os
 import signal
@@ -36,6 +37,7 @@ from daemon.store import schema
 from daemon.store.database import Database
 from daemon.successor import Successor
 from daemon.upgrade import Upgrader
+from daemon.version import VERSION
 from ttrpc.aio import Door, serve_ttrpc
 from ttrpc.errors import StatusError
 from ttrpc.service import Registry
@@ -54,7 +56,14 @@ def run(config: Config, environ: Mapping[str, str]) -> None:
     """
     for directory, mode in ((config.root_dir, 0o711), (config.state_dir, 0o700), (config.shim_socket_dir, 0o700)):
         os.makedirs(directory, mode=mode, exist_ok=True)
+    _name_process()
     trio.run(_main, config, environ)
+
+
+def _name_process() -> None:
+    """What ps and systemctl call us, also after an upgrade, which starts the interpreter. Source: proc_pid_comm(5)."""
+    with contextlib.suppress(OSError), open("/proc/self/comm", "w", encoding="ascii") as file:
+        file.write("shimd")
 
 
 async def _main(config: Config, environ: Mapping[str, str]) -> None:
@@ -92,6 +101,8 @@ async def _main(config: Config, environ: Mapping[str, str]) -> None:
         finally:
             seat.release(is_given=is_given)
     log.info("another process serves" if is_given else "stopped")
+    if not is_given:
+        notifier.tell(STATUS="stopped; containers run on")
 
 
 async def _give(
@@ -241,7 +252,8 @@ async def _recover(manager: Manager, notifier: Notifier) -> None:
     await manager.recover()
     sick = sum(handle.client is None for handle in manager.handles.values())
     log.info("recovered", extra={"adopted": manager.adopted, "without_shim": sick})
-    notifier.tell(STATUS=f"{manager.adopted} tasks adopted, {sick} without a shim that answers")
+    found = f"adopted {manager.adopted} tasks at its start"
+    notifier.tell(STATUS=f"serving {VERSION}; {found}; {sick} without a shim that answers")
 
 
 async def _watchdog(notifier: Notifier, interval_s: float | None) -> None:

@@ -12,7 +12,7 @@ import logging
 import os
 import select
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 _fields: contextvars.ContextVar[tuple[tuple[str, object], ...]] = contextvars.ContextVar("log_fields", default=())
 
@@ -20,6 +20,8 @@ _fields: contextvars.ContextVar[tuple[tuple[str, object], ...]] = contextvars.Co
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 PATIENCE_MS = 100
 LEVELS = ("debug", "info", "warning", "error")
+# sd-daemon(3): how a line tells the journal its priority. Those of syslog(3).
+_PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 
 
 @contextlib.contextmanager
@@ -74,12 +76,25 @@ class JsonFormatter(logging.Formatter):
 class TextFormatter(logging.Formatter):
     """``time LEVEL message key=value …``; a traceback follows on lines of its own."""
 
+    def fields(self, record: logging.LogRecord) -> str:
+        return "".join(f" {key}={_quoted(value)}" for key, value in _fields_of(record).items())
+
     def format(self, record: logging.LogRecord) -> str:
-        fields = "".join(f" {key}={_quoted(value)}" for key, value in _fields_of(record).items())
-        line = f"{_moment(record)} {record.levelname:<7} {record.getMessage()}{fields}"
+        line = f"{_moment(record)} {record.levelname:<7} {record.getMessage()}{self.fields(record)}"
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)
         return line
+
+
+class JournalFormatter(TextFormatter):
+    """For systemd's journal, which has time and priority of its own: ``message key=value …``, every line prefixed."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = record.getMessage() + self.fields(record)
+        if record.exc_info:
+            text += "\n" + self.formatException(record.exc_info)
+        prefix = f"<{_PRIORITIES.get(record.levelname.lower(), 6)}>"
+        return "\n".join(prefix + line for line in text.splitlines() or [""])
 
 
 def _quoted(value: object) -> str:
@@ -129,10 +144,25 @@ class UnreadHandler(logging.Handler):
         return bool(self._poll.poll(wait_ms))
 
 
-def set_up(level: str, form: str) -> None:
-    """Send all records from ``level`` up to standard error as ``text`` or ``json``."""
+def is_journal(environ: Mapping[str, str], fd: int = 2) -> bool:
+    """Whether our standard error is the stream systemd opened to its journal: systemd.exec(5), JOURNAL_STREAM."""
+    try:
+        found = os.fstat(fd)
+    except OSError:
+        return False
+    return environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
+
+
+def journal_prefix(level: str, environ: Mapping[str, str]) -> str:
+    """What a line of this level begins with where the journal reads it; else nothing."""
+    return f"<{_PRIORITIES[level]}>" if is_journal(environ) else ""
+
+
+def set_up(level: str, form: str, environ: Mapping[str, str]) -> None:
+    """Send all records from ``level`` up to standard error as ``text`` (as the journal wants it there) or ``json``."""
     handler = UnreadHandler(sys.stderr.fileno())
-    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
+    text = JournalFormatter() if is_journal(environ) else TextFormatter()
+    handler.setFormatter(JsonFormatter() if form == "json" else text)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())

@@ -1,23 +1,32 @@
 """The systemd units that `shimd config unit` prints."""
 
+import os
+from collections.abc import Sequence
+
+from daemon.config import Config
+
 # KillMode=process: only the daemon is stopped; shims and containers run on. TasksMax and Delegate: containers are
 # below us until they get cgroups of their own. OOMScoreAdjust: shims start one point above us, containers set theirs.
 # NotifyAccess=main: in an upgrade the old main process names the new one (MAINPID), which may speak from then on.
+# No sandboxing: what systemd sets up for a service (mount namespace, seccomp, bounding set, no_new_privs) is inherited
+# by shims, and so by every container. What may be restricted is said in each container's spec.
 _SERVICE = """\
 # systemd unit of shimd: put it into /etc/systemd/system/shimd.service
 [Unit]
 Description=shimd, a container supervisor
-Documentation=man:systemd.service(5)
 # With the socket unit, systemd holds the socket: who connects while shimd is away waits, and is served when it is back.
 Wants=shimd.socket
 After=network.target local-fs.target shimd.socket
+# Killed again and again it comes back each time, but what fails at every start is left failed, for somebody to look at.
+StartLimitIntervalSec=60
+StartLimitBurst=10
 
 [Service]
 Type=notify
 NotifyAccess=main
-ExecStart={program} run --config {config}
+ExecStart={start}
 # A new program without a moment of absence: systemctl reload shimd. A restart refuses nobody either, but takes longer.
-ExecReload={ctl} --address {address} daemon upgrade
+ExecReload={reload}
 # Without the socket unit: systemd keeps the socket over a restart all the same.
 FileDescriptorStoreMax=4
 Environment=SHIMD_FDSTORE=4
@@ -25,6 +34,8 @@ Environment=SHIMD_FDSTORE=4
 KillMode=process
 Restart=always
 RestartSec=1
+# EX_CONFIG: a configuration or a store that it cannot use. Another try would find the same.
+RestartPreventExitStatus=78
 WatchdogSec=60
 # The cgroups below the unit are ours to manage.
 Delegate=yes
@@ -41,23 +52,44 @@ _SOCKET = """\
 # systemd unit of shimd's socket: put it into /etc/systemd/system/shimd.socket
 [Unit]
 Description=The socket of shimd
-Documentation=man:systemd.socket(5)
 
 [Socket]
 ListenStream={address}
 SocketMode={mode:04o}
-Backlog=1024
+{owner}{directory}Backlog=1024
+RemoveOnStop=yes
 
 [Install]
 WantedBy=sockets.target
 """
 
 
-def service_text(program: str, ctl: str, config: str, address: str) -> str:
-    """The service for this program and configuration file; ``ctl`` is the shimctl that goes with it."""
-    return _SERVICE.format(program=program, ctl=ctl, config=config, address=address)
+def service_text(program: str, ctl: str, config: Config, options: Sequence[str] = ()) -> str:
+    """The service for this program, started with these options; ``ctl`` is the shimctl that goes with it."""
+    start = _command(program, "run", *options)
+    return _SERVICE.format(start=start, reload=_command(ctl, "--address", config.socket_path, "daemon", "upgrade"))
 
 
-def socket_text(address: str, mode: int) -> str:
+def socket_text(config: Config) -> str:
     """The socket unit, which the service prefers to a socket of its own."""
-    return _SOCKET.format(address=address, mode=mode)
+    owner = ""
+    if (config.socket.uid, config.socket.gid) != (0, 0):
+        owner = f"SocketUser={config.socket.uid}\nSocketGroup={config.socket.gid}\n"
+    # systemd makes it before us, and bundles are to be in it.
+    is_ours = os.path.dirname(config.socket_path) == config.state_dir
+    return _SOCKET.format(
+        address=config.socket_path.replace("%", "%%"),
+        mode=config.socket.mode,
+        owner=owner,
+        directory="DirectoryMode=0700\n" if is_ours else "",
+    )
+
+
+def _command(*words: str) -> str:
+    """As ExecStart= reads it. Source: systemd.service(5), COMMAND LINES; systemd.unit(5), SPECIFIERS."""
+    return " ".join(_quoted(word) for word in words)
+
+
+def _quoted(word: str) -> str:
+    escaped = word.replace("\\", "\\\\").replace("%", "%%").replace("$", "$$").replace('"', '\\"')
+    return f'"{escaped}"' if not word or escaped != word or any(one in word for one in " \t'`;") else word

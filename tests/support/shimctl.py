@@ -12,14 +12,15 @@ RUN_S = 60.0
 
 
 class Shimctl:
-    """Runs the command line against one daemon. ``options`` go before each command."""
+    """Runs the command line against one daemon. ``options`` go before each command, ``prefix`` before the program."""
 
-    def __init__(self, *options: str, env: dict[str, str] | None = None) -> None:
+    def __init__(self, *options: str, env: dict[str, str] | None = None, prefix: Sequence[str] = ()) -> None:
         self.options = options
+        self.prefix = prefix
         self.env = {**os.environ, "COLUMNS": "200", **(env or {})}
 
     def argv(self, *words: str) -> list[str]:
-        return [sys.executable, "-m", "daemon.ctl", *self.options, *words]
+        return [*self.prefix, sys.executable, "-m", "daemon.ctl", *self.options, *words]
 
     def run(
         self, *words: str, given: str = "", env: dict[str, str] | None = None

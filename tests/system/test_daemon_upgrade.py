@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,6 +19,7 @@ import pytest
 from daemon.faults import ARMED, POINTS
 from daemon.store import schema
 from daemon.version import VERSION
+from tests.support.callers import CALL_S, Callers, fresh
 from tests.support.ctlbox import CtlBox
 from tests.support.daemonbox import NAMESPACE, SHIMD, TASKS
 from tests.support.shimctl import finish, read_until
@@ -30,7 +31,6 @@ from ttrpc.errors import ConnectionLost
 UPGRADES = int(os.environ.get("SHIMD_TEST_UPGRADES", "3"))
 EVENTS = "containerd.services.events.v1.Events"
 METADATA = {"containerd-namespace-ttrpc": NAMESPACE}
-CALL_S = 60.0
 
 
 @pytest.fixture
@@ -162,41 +162,6 @@ def wait_c1(client: BlockingClient) -> int:
 # --- under load
 
 
-class Callers:
-    """Threads that call without a pause, each call counted; the first failure is kept."""
-
-    def __init__(self, address: str) -> None:
-        self.address = address
-        self.stop = threading.Event()
-        self.counts: dict[str, int] = {}
-        self.failures: list[str] = []
-        self._threads: list[threading.Thread] = []
-
-    def start(self, name: str, call: Callable[[], object]) -> None:
-        def run() -> None:
-            while not self.stop.is_set():
-                try:
-                    call()
-                except BaseException as error:  # noqa: BLE001 - told where the test waits
-                    self.failures.append(f"{name}: {error!r}")
-                    return
-                self.counts[name] = self.counts.get(name, 0) + 1
-
-        self._threads.append(threading.Thread(target=run))
-        self._threads[-1].start()
-
-    def finish(self) -> None:
-        self.stop.set()
-        for thread in self._threads:
-            thread.join(CALL_S)
-
-
-def fresh(address: str) -> None:
-    """One call over a connection of its own, without any second attempt."""
-    with BlockingClient.connect(address, timeout_s=CALL_S) as client:
-        client.call(SHIMD, "Info", shimd.InfoRequest(), timeout_s=CALL_S)
-
-
 def publish(client: BlockingClient, number: int) -> None:
     event = wkt.any_of("t", str(number).encode())
     client.call(EVENTS, "Publish", events_service.PublishRequest(topic="/load/call", event=event), metadata=METADATA)
@@ -274,12 +239,6 @@ def _out(started: "subprocess.Popen[bytes]") -> int:
 # --- restarted by systemd
 
 
-def connect_only(callers: Callers) -> None:
-    """Now and then, so that the backlog never fills while nobody accepts."""
-    BlockingClient.connect(callers.address, timeout_s=CALL_S).close()
-    callers.stop.wait(0.02)
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_socket_that_systemd_keeps_refuses_nobody(number: int) -> None:
     """FDSTORE=1: who connects while no daemon is there waits for the next one; shimctl fails not once."""
@@ -288,7 +247,7 @@ def test_a_socket_that_systemd_keeps_refuses_nobody(number: int) -> None:
         inode = os.stat(box.daemon.address).st_ino
         callers = Callers(box.daemon.address)
         callers.start("shimctl", lambda: box.ctl.output("ps", "-a"))
-        callers.start("connect", lambda: connect_only(callers))
+        callers.start("connect", callers.connect_only)
         try:
             for round_number in range(2):
                 assert box.daemon.kill(number) in (0, -number)

@@ -1,11 +1,13 @@
 """The configuration file: its default is its documentation, and its mistakes are named where they stand."""
 
+import dataclasses
 import itertools
 
 import pytest
 
 from daemon import configfile
-from daemon.config import DEFAULT_RUNTIME, Config, Runtime
+from daemon.__main__ import EXIT_CONFIG
+from daemon.config import DEFAULT_RUNTIME, Config, Runtime, Socket
 from daemon.configfile import ConfigError
 from daemon.unit import service_text, socket_text
 
@@ -72,16 +74,37 @@ def test_a_missing_file_is_an_error_only_when_it_was_asked_for() -> None:
 
 def test_the_unit_never_kills_containers_with_the_daemon() -> None:
     """What the promise needs of systemd."""
-    unit = service_text("/usr/bin/shimd", "/usr/bin/shimctl", "/etc/shimd/config.toml", "/run/shimd/s")
+    unit = service_text("/usr/bin/shimd", "/usr/bin/shimctl", Config())
     for line in ("Type=notify", "KillMode=process", "Delegate=yes", "OOMScoreAdjust=-999", "TasksMax=infinity"):
         assert f"\n{line}\n" in unit
-    assert "ExecStart=/usr/bin/shimd run --config /etc/shimd/config.toml\n" in unit
+    assert "\nExecStart=/usr/bin/shimd run\n" in unit
+
+
+def test_the_unit_starts_what_was_asked_for() -> None:
+    """The options that were given, in systemd's quoting; a file that is not named need not be there."""
+    options = ("--config", "/etc/a b/%i$.toml", "--no-keeper")
+    unit = service_text("/usr/bin/shimd", "/usr/bin/shimctl", Config(), options)
+    assert '\nExecStart=/usr/bin/shimd run --config "/etc/a b/%%i$$.toml" --no-keeper\n' in unit
+
+
+def test_the_unit_does_not_try_again_what_cannot_be_otherwise() -> None:
+    """A bad configuration is told once, by its own exit code; anything else a bounded number of times."""
+    unit = service_text("/usr/bin/shimd", "/usr/bin/shimctl", Config())
+    for line in ("Restart=always", f"RestartPreventExitStatus={EXIT_CONFIG}", "StartLimitBurst=10"):
+        assert f"\n{line}\n" in unit
 
 
 def test_the_units_keep_the_socket_while_no_daemon_is_there() -> None:
     """By the socket unit, which the service prefers; by the store of descriptors without it. A reload is an upgrade."""
-    service = service_text("/usr/bin/shimd", "/usr/bin/shimctl", "/c.toml", "/run/shimd/s")
+    config = dataclasses.replace(Config(), socket=Socket(path="/run/shimd/s"))
+    service = service_text("/usr/bin/shimd", "/usr/bin/shimctl", config)
     for line in ("Wants=shimd.socket", "FileDescriptorStoreMax=4", "Environment=SHIMD_FDSTORE=4", "NotifyAccess=main"):
         assert f"\n{line}\n" in service
     assert "\nExecReload=/usr/bin/shimctl --address /run/shimd/s daemon upgrade\n" in service
-    assert "\nListenStream=/run/shimd/s\nSocketMode=0600\n" in socket_text("/run/shimd/s", 0o600)
+    assert "\nListenStream=/run/shimd/s\nSocketMode=0600\nDirectoryMode=0700\n" in socket_text(config)
+
+
+def test_the_socket_unit_gives_the_socket_to_whom_the_configuration_says() -> None:
+    """Owner and mode; a directory that is not ours is not made private."""
+    text = socket_text(dataclasses.replace(Config(), socket=Socket(path="/run/x/s", mode=0o660, uid=1, gid=7)))
+    assert "\nListenStream=/run/x/s\nSocketMode=0660\nSocketUser=1\nSocketGroup=7\nBacklog=1024\n" in text

@@ -217,6 +217,19 @@ def test_records_carry_what_is_being_done() -> None:
     assert three[-1] == "ValueError: bad"
 
 
+def test_the_journal_gets_priorities_and_no_second_clock(tmp_path: Path) -> None:
+    """sd-daemon(3): a prefix on every line. The stream is known by device and inode, as systemd names it."""
+    form = logs.JournalFormatter()
+    record = logging.makeLogRecord({"levelname": "WARNING", "msg": "two\nlines", "pid": 7})
+    assert form.format(record) == "<4>two\n<4>lines pid=7"
+    with open(tmp_path / "stream", "wb") as stream:
+        found = os.fstat(stream.fileno())
+        own = {"JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino}"}
+        assert logs.is_journal(own, stream.fileno())
+        assert not logs.is_journal({"JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino + 1}"}, stream.fileno())
+    assert not logs.is_journal({})
+
+
 # --- locks
 
 

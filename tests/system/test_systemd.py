@@ -1,0 +1,343 @@
+"""Under a real systemd: PID 1 of namespaces of its own (tests/support/systemdbox.py), with the units we ship.
+
+One boot serves the whole file; each test brings its units, and takes its containers and units away.
+"""
+
+import contextlib
+import os
+import re
+import signal
+import sqlite3
+from collections.abc import Iterator
+
+import pytest
+
+from daemon.__main__ import EXIT_CONFIG
+from daemon.faults import ARMED
+from daemon.store import schema
+from tests.support.callers import CALL_S, Callers, fresh
+from tests.support.shimctl import Shimctl
+from tests.support.systemdbox import SOCKET, SystemdBox, missing_programs
+from tests.support.waiting import wait_until
+from ttrpc.api import shimd
+from ttrpc.blocking import BlockingClient
+
+BOTH = pytest.mark.parametrize("units", [("service", "socket"), ("service",)], ids=["socket", "fdstore"])
+ARMED_LINE = f"Environment=SHIMD_FAULTS_ARMED={ARMED}"
+
+
+@pytest.fixture(scope="module")
+def booted() -> Iterator[SystemdBox]:
+    missing = missing_programs()
+    if missing:
+        pytest.fail(f"this machine lacks {', '.join(missing)}; `make dev` installs it", pytrace=False)
+    with SystemdBox() as made:
+        yield made
+
+
+@pytest.fixture
+def box(booted: SystemdBox) -> Iterator[SystemdBox]:
+    try:
+        yield booted
+    finally:
+        booted.clear()
+
+
+class Installed:
+    """shimd by the units we ship, started, with one running container."""
+
+    def __init__(self, box: SystemdBox, units: tuple[str, ...], drop_in: str = "") -> None:
+        self.box = box
+        box.install(**{f"shimd_{which}": box.unit(which) for which in units})
+        if drop_in:
+            box.install(shimd_service_d__test_conf=drop_in)
+        box.systemctl("start", "shimd")
+        self.daemon = box.main_pid()
+
+    @property
+    def ctl(self) -> Shimctl:
+        return self.box.ctl
+
+    def run(self, name: str, *words: str) -> int:
+        """A container in the background; its pid."""
+        self.ctl.output("run", "-d", "--rootfs", self.box.rootfs, name, "--", *words)
+        return self.pid_of(name)
+
+    def pid_of(self, name: str) -> int:
+        (line,) = [line for line in self.ctl.output("ps", "-a").splitlines() if line.split()[0] == name]
+        return int(line.split()[-1])
+
+    def info(self) -> "shimd.InfoResponse":
+        return fresh(self.box.address)
+
+    def processes(self) -> dict[str, int]:
+        """The keeper and the shims in the box, by their titles; those that rehearse or wait are left out."""
+        found = {}
+        for pid in self.box.pids():
+            with contextlib.suppress(OSError):
+                words = self.box.read(f"/proc/{pid}/cmdline").replace("\0", " ").split()
+                if words and words[0].startswith(("shim:", "shimd-keeper")) and words[0] != "shim:rehearsal":
+                    found[words[0]] = pid
+        return found
+
+    def keeper_is_there(self) -> bool:
+        return "shimd-keeper" in self.processes()
+
+    def is_healthy(self) -> bool:
+        """The unit and the daemon agree about who serves."""
+        info = self.info()
+        return not info.recovering and info.pid == self.box.main_pid()
+
+
+# --- start, stop, restart
+
+
+@BOTH
+def test_active_means_that_the_api_answers(box: SystemdBox, units: tuple[str, ...]) -> None:
+    """`systemctl start` returns when a call is answered, by the main process; the socket is private, and so is what it
+    lies in. No configuration file is needed.
+    """
+    made = Installed(box, units)
+    assert made.info().pid == made.daemon
+    assert box.show("shimd", "ActiveState") == "active"
+    assert os.stat(box.address).st_mode & 0o777 == 0o600
+    assert os.stat(box.path(os.path.dirname(SOCKET))).st_mode & 0o777 == 0o700
+    assert box.show("shimd", "NFileDescriptorStore") == ("0" if "socket" in units else "1")
+    assert box.read(f"/proc/{made.daemon}/comm") == "shimd\n"
+    wait_until(lambda: box.show("shimd", "StatusText").startswith("serving "), what="the status")
+    box.systemctl("stop", "shimd")
+    assert box.show("shimd", "StatusText") == "stopped; containers run on"
+    assert (box.show("shimd", "Result"), box.show("shimd", "ActiveState")) == ("success", "inactive")
+
+
+@BOTH
+def test_no_end_of_the_daemon_is_the_containers(box: SystemdBox, units: tuple[str, ...]) -> None:
+    """Stopped, restarted, killed: keeper, shims and containers are the same processes, no exit status is lost, and
+    nobody who connects meanwhile is refused.
+    """
+    made = Installed(box, units)
+    wait_until(made.keeper_is_there, what="the keeper")
+    web = made.run("web", "sh", "-c", "i=0; while true; do i=$((i+1)); echo $i; sleep 0.1; done")
+    before = made.processes()
+    callers = Callers(box.address)
+    callers.start("connect", callers.connect_only)
+    callers.start("shimctl", lambda: made.ctl.output("ps", "-a"))
+    seen = {made.daemon}
+    try:
+        for number, end in enumerate(("restart", "kill", "reload", "restart")):
+            made.run(f"c{number}", "sh", "-c", f"sleep 0.3; exit {10 + number}")
+            if end == "kill":
+                pid = box.main_pid()
+                box.kill(pid)
+                wait_until(lambda pid=pid: box.main_pid() not in (0, pid), what="Restart=")  # type: ignore[misc]
+            else:
+                box.systemctl(end, "shimd")
+            wait_until(made.is_healthy, what=f"the daemon after {end}")
+            seen.add(made.info().pid)
+            assert made.ctl.run("wait", f"c{number}").stdout.strip() == str(10 + number)
+    finally:
+        callers.finish()
+    assert callers.failures == []
+    assert len(seen) == 5
+    assert box.show("shimd", "ActiveState") == "active"
+    assert box.show("shimd", "NRestarts") == "1"
+    assert made.pid_of("web") == web
+    assert {name: pid for name, pid in made.processes().items() if name in before} == before
+    numbers = made.ctl.output("logs", "web").split()
+    assert numbers == [str(one) for one in range(1, len(numbers) + 1)]
+
+
+def test_what_ends_while_the_unit_is_stopped_is_known_afterwards(box: SystemdBox) -> None:
+    """`systemctl stop` leaves everything; the shim keeps the exit for the next start."""
+    made = Installed(box, ("service",))
+    made.run("c", "sh", "-c", "while [ ! -e /go ]; do sleep 0.05; done; exit 7")
+    box.systemctl("stop", "shimd")
+    assert box.main_pid() == 0
+    box.let_go()
+    wait_until(lambda: "exit 7" not in box.command_lines(), what="the container to end")
+    box.systemctl("start", "shimd")
+    assert made.ctl.run("wait", "c").stdout.strip() == "7"
+
+
+def test_a_client_starts_the_daemon_by_its_socket(box: SystemdBox) -> None:
+    """Only the socket unit is started; who connects is served by a daemon that was not there."""
+    box.install(shimd_service=box.unit("service"), shimd_socket=box.unit("socket"))
+    box.systemctl("start", "shimd.socket")
+    assert box.main_pid() == 0
+    assert fresh(box.address).pid == box.main_pid()
+    box.systemctl("stop", "shimd.socket", "shimd.service")
+    assert not os.path.exists(box.address)
+
+
+def test_systemd_itself_may_be_replaced(box: SystemdBox) -> None:
+    """`systemctl daemon-reexec`: the same main process, and the socket in its store is handed out all the same."""
+    made = Installed(box, ("service",))
+    box.systemctl("daemon-reexec")
+    assert box.main_pid() == made.daemon
+    inode = os.stat(box.address).st_ino
+    box.systemctl("restart", "shimd")
+    assert os.stat(box.address).st_ino == inode
+    assert made.info().pid == box.main_pid() != made.daemon
+
+
+# --- upgrade
+
+
+@BOTH
+def test_an_upgrade_is_followed(box: SystemdBox, units: tuple[str, ...]) -> None:
+    """By shimctl or by a reload: MAINPID goes along, the unit stays active, the watchdog goes on, restart and stop work."""
+    made = Installed(box, units, "[Service]\nWatchdogSec=5\n")
+    web = made.run("web", "sleep", "1000")
+    pids = [made.daemon]
+    for command in (["shimctl", "daemon", "upgrade"], ["systemctl", "reload", "shimd"]):
+        box.output(*(f"{box.programs}/{command[0]}" if command[0] == "shimctl" else command[0], *command[1:]))
+        pids.append(made.info().pid)
+        wait_until(lambda: box.main_pid() == pids[-1], what="MAINPID")
+        wait_until(made.is_healthy, what="recovery")
+        assert box.show("shimd", "ActiveState") == "active"
+        assert box.read(f"/proc/{pids[-1]}/comm") == "shimd\n"
+    assert len(set(pids)) == 3
+    fed = box.show("shimd", "WatchdogTimestampMonotonic")
+    wait_until(lambda: box.show("shimd", "WatchdogTimestampMonotonic") != fed, what="the watchdog to be fed")
+    assert box.show("shimd", "NRestarts") == "0"
+    box.systemctl("restart", "shimd")
+    wait_until(made.is_healthy, what="the daemon after a restart")
+    assert made.pid_of("web") == web
+    box.systemctl("stop", "shimd")
+    assert box.show("shimd", "Result") == "success"
+    assert "shimd run" not in box.command_lines()
+
+
+def test_an_upgrade_that_fails_is_a_failed_reload_and_nothing_else(box: SystemdBox) -> None:
+    """The new program cannot read the configuration: the old one serves on, and the unit stays active."""
+    made = Installed(box, ("service",))
+    box.configure("nonsense = 1\n")
+    box.systemctl("reload", "shimd", code=1)
+    assert "unknown key" in box.journal("shimd") or "nonsense" in box.journal("shimd")
+    assert box.show("shimd", "ActiveState") == "active"
+    assert made.info().pid == box.main_pid() == made.daemon
+
+
+@pytest.mark.parametrize("point", ["upgrade.given", "upgrade.committed", "successor.loaded", "successor.committed"])
+def test_whoever_dies_in_an_upgrade_the_unit_has_one_daemon(box: SystemdBox, point: str) -> None:
+    """The old process or the new one killed at the hand-over: one daemon serves, it is the main process, no one else."""
+    made = Installed(box, ("service", "socket"), f"[Service]\n{ARMED_LINE}\nEnvironment=SHIMD_FAULTS={point}=kill\n")
+    web = made.run("web", "sleep", "1000")
+    made.ctl.run("daemon", "upgrade")
+    wait_until(lambda: box.show("shimd", "ActiveState") == "active" and made.is_healthy(), what="one daemon")
+    wait_until(lambda: box.command_lines().count("shimd run") == 1, what="the other one to be gone")
+    assert made.pid_of("web") == web
+    box.systemctl("stop", "shimd")
+    assert "shimd run" not in box.command_lines()
+
+
+def test_a_daemon_that_hangs_is_replaced_by_the_watchdog(box: SystemdBox) -> None:
+    """Stopped by a signal it feeds no watchdog: systemd aborts it and starts another, under the same container."""
+    made = Installed(box, ("service", "socket"), "[Service]\nWatchdogSec=2\n")
+    web = made.run("web", "sleep", "1000")
+    box.kill(made.daemon, signal.SIGSTOP)
+    wait_until(lambda: box.main_pid() not in (0, made.daemon), what="another main process")
+    wait_until(made.is_healthy, what="the new daemon")
+    assert made.pid_of("web") == web
+    assert "Watchdog timeout" in box.journal("shimd")
+
+
+# --- cgroups and limits
+
+
+def test_keeper_shims_and_containers_are_not_in_the_units_cgroup(box: SystemdBox) -> None:
+    """So its limits are not theirs, and neither is what is done to all of it: only the daemon dies, and comes back."""
+    made = Installed(box, ("service",), "[Service]\nMemoryMax=100M\nTasksMax=20\n")
+    wait_until(made.keeper_is_there, what="the keeper")
+    wait_until(lambda: "shimd.service" not in box.cgroup_of(made.processes()["shimd-keeper"]), what="its scope")
+    web = made.run("web", "sh", "-c", "for i in $(seq 40); do sleep 1000 & done; wait")
+    before = made.processes()
+    assert [box.cgroup_of(pid) for pid in before.values()] == [box.cgroup_of(before["shimd-keeper"])] * len(before)
+    scope = box.cgroup_of(before["shimd-keeper"]).rpartition("/")[2]
+    assert re.fullmatch(r"shimd-keeper-\d+\.scope", scope)
+    assert box.show(scope, "TasksMax") == "infinity"
+    assert "shimd.service" not in box.cgroup_of(web)
+    done = made.ctl.run(
+        "run", "--rm", "--rootfs", box.rootfs, "--", "dd", "if=/dev/zero", "of=/dev/null", "bs=150M", "count=1"
+    )
+    assert (done.returncode, "1+0 records out" in done.stderr) == (0, True)
+    wait_until(lambda: box.command_lines().count("sleep 1000") == 41, what="all of the container's processes")
+    box.systemctl("kill", "--signal=KILL", "shimd")
+    wait_until(lambda: box.main_pid() not in (0, made.daemon), what="Restart=")
+    wait_until(made.is_healthy, what="the daemon")
+    assert made.processes() == before
+    assert made.pid_of("web") == web
+
+
+# --- what cannot start
+
+
+def failed(box: SystemdBox, units: tuple[str, ...] = ("service",), drop_in: str = "") -> str:
+    """Start a unit that does not come up; its journal once it is given up."""
+    box.install(**{f"shimd_{which}": box.unit(which) for which in units})
+    if drop_in:
+        box.install(shimd_service_d__test_conf=drop_in)
+    box.systemctl("start", "shimd", code=1)
+    wait_until(lambda: box.show("shimd", "ActiveState") == "failed", what="the unit to be given up")
+    return box.journal("shimd")
+
+
+def test_a_bad_configuration_fails_at_once_and_for_good(box: SystemdBox) -> None:
+    """Our words are in the journal and in the status; no second try."""
+    units = box.unit("service")
+    box.configure("root_dir = 7\n")
+    box.install(shimd_service=units)
+    box.systemctl("start", "shimd", code=1)
+    wait_until(lambda: box.show("shimd", "ActiveState") == "failed", what="the unit to be given up")
+    assert (box.show("shimd", "ExecMainStatus"), box.show("shimd", "NRestarts")) == (str(EXIT_CONFIG), "0")
+    assert "shimd: /etc/shimd/config.toml:1: root_dir:" in box.journal("shimd")
+    assert box.show("shimd", "StatusText").startswith("did not start: /etc/shimd/config.toml:1")
+    assert "78/CONFIG" in box.run("systemctl", "status", "shimd").stdout
+    box.configure("")
+    box.systemctl("start", "shimd")
+    assert fresh(box.address).pid == box.main_pid()
+
+
+def test_a_store_of_a_later_release_fails_at_once_and_for_good(box: SystemdBox) -> None:
+    """It is left as it is."""
+    Installed(box, ("service",))
+    box.systemctl("stop", "shimd")
+    path = box.path("/var/lib/shimd/shimd.db")
+    with contextlib.closing(sqlite3.connect(path)) as store:
+        store.execute(f"PRAGMA user_version = {schema.VERSION + 5}")
+    said = failed(box)
+    assert (box.show("shimd", "ExecMainStatus"), box.show("shimd", "NRestarts")) == (str(EXIT_CONFIG), "0")
+    assert f"schema {schema.VERSION + 5}" in said
+    with contextlib.closing(sqlite3.connect(path)) as store:
+        assert store.execute("PRAGMA user_version").fetchone() == (schema.VERSION + 5,)
+
+
+@BOTH
+def test_directories_in_use_are_tried_a_bounded_number_of_times(box: SystemdBox, units: tuple[str, ...]) -> None:
+    """Another daemon holds them, which may end: so it is tried again, but not for ever, whoever connects meanwhile."""
+    other = box.spawn(f"{box.programs}/shimd", "--address", "/run/other.sock")
+    wait_until(lambda: os.path.exists(box.path("/run/other.sock")), what="the other daemon")
+    said = failed(box, units, "[Unit]\nStartLimitBurst=3\n[Service]\nRestartSec=50ms\n")
+    assert box.show("shimd", "NRestarts") == "3"
+    assert said.count("in use by shimd with pid") == 3
+    if "socket" in units:
+        with contextlib.suppress(ConnectionRefusedError, FileNotFoundError):
+            BlockingClient.connect(box.address, timeout_s=CALL_S).close()
+        wait_until(lambda: box.show("shimd.socket", "ActiveState") == "failed", what="the socket to be given up")
+        assert box.journal("shimd").count("in use by shimd with pid") <= 4
+    other.terminate()
+    assert other.wait(CALL_S) == 0
+    box.systemctl("reset-failed")
+    box.systemctl("start", "shimd")
+    assert fresh(box.address).pid == box.main_pid()
+
+
+# --- the units themselves
+
+
+def test_systemd_finds_nothing_wrong_with_our_units(box: SystemdBox) -> None:
+    """`systemd-analyze verify` has no word to say."""
+    box.install(shimd_service=box.unit("service", "--state", "/run/a b"), shimd_socket=box.unit("socket"))
+    paths = [f"{box.folder}/units/shimd.{which}" for which in ("service", "socket")]
+    done = box.run("systemd-analyze", "verify", *paths)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
