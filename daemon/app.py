@@ -71,6 +71,8 @@ async def _main(config: Config, environ: Mapping[str, str]) -> None:
     notifier = Notifier(environ)
     channel = inherited_channel(environ)
     predecessor = Predecessor(channel) if channel is not None else None
+    if predecessor is not None:
+        notifier.hold()
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         seat = Seat.claim(config) if predecessor is None else await predecessor.meet(config)
         is_given = is_taken_back = False
@@ -188,6 +190,7 @@ class Term:
             await nursery.start(self._answer, registry, api)
             if predecessor is not None:
                 await predecessor.finish()
+                nursery.start_soon(_introduce, predecessor, notifier)
             log.info("serving", extra={"socket": config.socket_path, "pid": os.getpid()})
             notifier.tell(READY=1, MAINPID=os.getpid(), STATUS="recovering")
             nursery.start_soon(_recover, manager, notifier)
@@ -246,6 +249,12 @@ class Term:
         limit = self.config.socket.max_connections
         with scope:
             await serve_ttrpc(listeners, registry, max_connections=limit, door=self.door, task_status=task_status)
+
+
+async def _introduce(predecessor: Predecessor, notifier: Notifier) -> None:
+    """Speak to the supervisor once the old daemon has named us to it, or has died."""
+    await predecessor.wait_gone()
+    notifier.release()
 
 
 async def _recover(manager: Manager, notifier: Notifier) -> None:

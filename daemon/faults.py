@@ -62,6 +62,7 @@ POINTS = (
     "upgrade.store_closed",
     "upgrade.given",
     "upgrade.committed",
+    "upgrade.told",
     "successor.began",
     "successor.ready",
     "successor.taken",

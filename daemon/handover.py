@@ -2,7 +2,8 @@
 
 The channel is a socketpair of records, each a JSON object with descriptors (SCM_RIGHTS); the one that comes has
 inherited its end, named by SHIMD_HANDOVER_FD. Whoever finds the channel closed knows that the other process
-is dead: the old one ends the new one before it closes its end, and the new one closes its own after its last word only.
+is dead: the old one ends the new one before it closes its end, and the new one closes its own after that. After the
+last word it means: the old one has named the new one to its supervisor, which listens to nobody else from then on.
 
     old → new   hello      versions, upgrade's id, listening sockets, locks
     new → old   ready      everything is imported and read; it waits for the store. Or: refused, with a reason

@@ -20,10 +20,24 @@ class Notifier:
         self._stores = any(environ.get(name, "") not in ("", "0") for name in ("FDSTORE", "SHIMD_FDSTORE"))
         if self._address.startswith("@"):
             self._address = "\0" + self._address[1:]
+        self._held: dict[str, object] | None = None
+
+    def hold(self) -> None:
+        """Keep what is to be told until `release`: as long as another process speaks for us nobody would listen."""
+        self._held = {}
+
+    def release(self) -> None:
+        """Tell what is still so, and everything from now on. Idempotent."""
+        held, self._held = self._held, None
+        if held:
+            self._send(held)
 
     def tell(self, **states: object) -> None:
         """Send ``READY=1`` and the like. A supervisor that does not listen is not our failure."""
-        self._send(states)
+        if self._held is not None:
+            self._held.update(states)
+        else:
+            self._send(states)
 
     def store(self, listener: socket.socket, name: str) -> bool:
         """Have the supervisor keep a socket for our next start (FDSTORE=1); false when it does not do that."""

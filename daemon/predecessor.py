@@ -84,8 +84,15 @@ class Predecessor:
         self.record.at.CopyFrom(wkt.timestamp(time.time_ns()))
         with contextlib.suppress(Gone):
             await self._channel.send("serving", gap_ns=self.record.gap_ns)
-        self._channel.close()
         faults.point("successor.serving")
+
+    async def wait_gone(self) -> None:
+        """Wait until the old daemon has said its last word, to its supervisor too. Its end of the channel says so."""
+        try:
+            with contextlib.suppress(Gone, Misunderstood):
+                await self._channel.receive()
+        finally:
+            self._channel.close()
 
 
 def _read_hello(config: Config, hello: "dict[str, Any]", fds: list[int]) -> "tuple[Seat, shimd.UpgradeRecord]":

@@ -120,18 +120,16 @@ class Successor:
     async def give(self, seat: Seat, notifier: Notifier, timeout_s: float) -> None:
         """Give the place away. The store is closed already; from here to the return nobody serves.
 
-        Order: its word that it has the store → our connections closed → its word that it accepts.
+        Order: its word that it has the store → our connections closed → its word that it accepts → ours to the
+        supervisor. A word before that could not be taken back: who is not the main process is not listened to.
         Raises: StatusError, with the process ended: the place is ours again, and what connections are left.
         """
-        is_told = False
         try:
             with trio.fail_after(timeout_s):
                 await send_kept(self._channel, seat.kept, closed_at_ns=self.closed_at_ns)
                 faults.point("upgrade.given")
                 await self._channel.receive("loaded")
                 seat.close_kept()  # from now on it may read them, so that they could not be taken back whole
-                notifier.tell(MAINPID=self.process.pid)
-                is_told = True
                 await self._channel.send("commit")
                 faults.point("upgrade.committed")
                 said, _ = await self._channel.receive("serving")
@@ -143,11 +141,11 @@ class Successor:
             reason = f"it could not be handed over: {error}"
         else:
             self.record.done, self.record.gap_ns = True, int(said["gap_ns"])
-            self._channel.close()
+            notifier.tell(MAINPID=self.process.pid)
+            faults.point("upgrade.told")
+            self._channel.close()  # it may speak now
             return
         await self.end()
-        if is_told:
-            notifier.tell(MAINPID=os.getpid())
         raise failed_precondition(reason)
 
     async def _how_it_ended(self) -> str:

@@ -15,17 +15,7 @@ import sys
 
 SYSTEMD = "/lib/systemd/systemd"
 # Of the machine's /etc: who there is, and how the loader finds libraries.
-ETC = [
-    "passwd",
-    "group",
-    "shadow",
-    "nsswitch.conf",
-    "ld.so.cache",
-    "ld.so.conf",
-    "ld.so.conf.d",
-    "dbus-1",
-    "alternatives",
-]
+ETC = ("passwd", "group", "shadow", "nsswitch.conf", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "dbus-1")
 DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "fuse")
 CPUSET_FILES = ("cpuset.cpus", "cpuset.mems")
 NAMESPACES = ("--pid", "--mount", "--ipc", "--net", "--uts", "--cgroup")
