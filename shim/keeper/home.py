@@ -5,8 +5,11 @@ Best effort: where nothing can be done the keeper stays where it was started, as
 
 import os
 import resource
-import select
 import signal
+import socket
+
+from shim.cgroup import cgroups
+from ttrpc.errors import StatusError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,7 +17,8 @@ if TYPE_CHECKING:
 
 NAME = "shimd-keeper"
 SYSTEMD_RUNS = "/run/systemd/system"
-BUS_S = 2.0
+ANSWER_S = 5.0  # of systemd, which may have more to do
+STOP_S = 10
 # A cpuset without processors takes no process (cpuset(7)); its parent's are what a new one begins with elsewhere.
 CPUSET_FILES = ("cpuset.cpus", "cpuset.mems")
 
@@ -92,28 +96,48 @@ def _write(path: str, text: str) -> None:
 
 
 def _ask_systemd(name: str) -> str:
-    """A transient scope around this process, by systemd's own client: a bus client of ours would be for this alone."""
+    """Into a scope, with no limits but the machine's.
+
+    It is made around a helper, by systemd's own client, which needs no message bus; once we have joined it the helper
+    ends. At the machine's own end nobody waits for us longer than STOP_S: no shim ends before its container.
+    """
     unit = f"{name}-{os.getpid()}.scope"
+    settings = ("Delegate=yes", "TasksMax=infinity", f"TimeoutStopSec={STOP_S}")
     argv = [
-        "busctl", "--quiet", "call",
-        "org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager",
-        "StartTransientUnit", "ssa(sv)a(sa(sv))", unit, "fail",
-        "4", "PIDs", "au", "1", str(os.getpid()), "Description", "s", "shimd keeper and shims",
-        "Delegate", "b", "true", "CollectMode", "s", "inactive-or-failed",
-        "0",
+        "systemd-run", "--quiet", "--collect", "--scope", f"--unit={unit}", "--description=shimd keeper and shims",
+        *(f"--property={setting}" for setting in settings), "--", "cat",
     ]  # fmt: skip
-    null = [(os.POSIX_SPAWN_OPEN, fd, "/dev/null", os.O_RDWR, 0) for fd in (0, 1, 2)]
+    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    with ours:
+        with its:
+            actions = [
+                *((os.POSIX_SPAWN_DUP2, its.fileno(), fd) for fd in (0, 1)),
+                (os.POSIX_SPAWN_OPEN, 2, "/dev/null", os.O_WRONLY, 0),
+            ]
+            try:
+                pid = os.posix_spawnp(argv[0], argv, os.environ, file_actions=actions)
+            except OSError as error:
+                return f"its cgroup is left as it is: {argv[0]}: {error.strerror}"
+        try:
+            return _join_helper(pid, unit, ours)
+        except (OSError, StatusError) as error:
+            return f"its cgroup is left as it is: systemd gives no scope: {error}"
+        finally:
+            os.kill(pid, signal.SIGKILL)  # our child, which nobody has waited for
+            os.waitpid(pid, 0)
+
+
+def _join_helper(pid: int, unit: str, helper: socket.socket) -> str:
+    """Go where the helper is, once it says a word, which it does in the scope. Raises: OSError; StatusError."""
+    helper.settimeout(ANSWER_S)
+    helper.sendall(b"\n")
+    if not helper.recv(1):
+        return "its cgroup is left as it is: systemd gives no scope"
+    paths = cgroups.find(pid)
     try:
-        pid = os.posix_spawnp(argv[0], argv, os.environ, file_actions=null)
-    except OSError as error:
-        return f"its cgroup is left as it is: busctl: {error.strerror}"
-    pidfd = os.pidfd_open(pid)
-    try:
-        poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
-        if not poll.poll(BUS_S * 1000):
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        joined = [path for path in {*paths.v1.values(), paths.v2} if path is not None and path.endswith(unit)]
+        for path in joined:
+            _write(f"{path}/cgroup.procs", str(os.getpid()))
     finally:
-        os.close(pidfd)
-    return f"in {unit}" if code == 0 else f"its cgroup is left as it is: systemd gives no scope (busctl: {code})"
+        paths.close()
+    return f"in {unit}" if joined else "its cgroup is left as it is: systemd gives no scope"

@@ -10,13 +10,14 @@ import socket
 import sys
 import time
 
-from shim.launch import Unserved, keeper_path
+from shim.launch import ANSWER_MAX_BYTES, MAGIC, OK, WATCH, Unserved, keeper_path
 
 TYPE_CHECKING = False
 
 BACKLOG = 128  # the starts that may wait while a new keeper imports
 # Whoever holds the lock binds and executes, a millisecond's work.
 LOCK_S, LOCK_PAUSE_S = 0.5, 0.005
+UNWATCHED_S = 0.2  # before the next look at a keeper that does not let itself be watched
 # A process's title lies where its arguments were: this many bytes of padding hold an id and a namespace of 76 each.
 TITLE_BYTES = 256
 LISTENER_FD = 3
@@ -48,18 +49,23 @@ def start_keeper(path: bytes, *, instead_of: int = 0, patience_s: float = LOCK_S
 
 
 def run_keeper(environment: "dict[bytes, bytes]") -> int:
-    """The action `keeper`: become the keeper, unless there is one already. Returns only an exit code."""
+    """The action `keeper`: become the keeper, as soon as there is no other. Returns only an exit code.
+
+    It is for a supervisor, which would take an end for a failure: shims that lose their keeper start one first.
+    """
     path = keeper_path(environment)
     if not path:
         return _fail("SHIMD_KEEPER=off: none is wanted")
     name = os.fsdecode(path)
     try:
         make_directory(os.path.dirname(name))
-        lock_fd = take_lock(name + ".lock")
-        listener = bind_instead(name, 0)
-        if listener is None:
-            return _fail(f"one serves at {name} already")
-        os.close(lock_fd)  # before its number is taken: without `site` it is just LISTENER_FD
+        while True:
+            lock_fd = take_lock(name + ".lock")
+            listener = bind_instead(name, 0)
+            os.close(lock_fd)  # before its number is taken: without `site` it is just LISTENER_FD
+            if listener is not None:
+                break
+            wait_for_end(name)
         os.dup2(listener.fileno(), LISTENER_FD)
         os.set_inheritable(LISTENER_FD, True)
         os.execve(sys.executable, command(name), keeper_environment())  # noqa: S606 - no shell is wanted
@@ -81,6 +87,22 @@ def ensure_keeper(environment: "dict[bytes, bytes]") -> int:
         return _fail(str(error))
     os.write(1, path)
     return 0
+
+
+def wait_for_end(path: str) -> None:
+    """Wait until the keeper that serves there has ended, or forks no more. Blocks: as long as that takes."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as connection:
+        try:
+            connection.connect(path)
+            connection.send(b"%s\0%s\0" % (MAGIC, WATCH))
+            answer = connection.recv(ANSWER_MAX_BYTES).split(b"\0", 2)
+            if answer[1:2] == [OK]:
+                os.write(2, f"shimd-keeper: one serves at {path}: waiting for its end\n".encode())
+                connection.recv(1)
+                return
+        except OSError:
+            pass  # it ends just now
+    time.sleep(UNWATCHED_S)
 
 
 def _fail(words: str) -> int:

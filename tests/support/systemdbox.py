@@ -78,6 +78,7 @@ class SystemdBox:
             self.pid = wait_until(self._find_pid_1, deadline_s=BOOT_S, what="systemd to be PID 1")
             wait_until(self._is_up, deadline_s=BOOT_S, what="systemd to be up")
             self.systemctl("start", "systemd-journald.socket", *(("dbus.socket",) if has_bus else ()))
+            self.systemctl("log-target", "journal-or-kmsg")
         except BaseException as error:
             error.add_note(f"systemd's own words: {self.boot_log()}")
             self.close()
@@ -221,7 +222,7 @@ class SystemdBox:
     # --- between two tests
 
     def clear(self) -> None:
-        """As after the boot: no process, container, unit or file of ours. What a test began is not asked, but killed."""
+        """As after the boot: no process, container, unit or file of ours. Nothing is asked, all is killed."""
         self.run("systemctl", "stop", "--no-block", *OWN_UNITS)
         wait_until(self._kill_all, deadline_s=BOOT_S, what="the box's processes to die")
         for line in reversed(self.read("/proc/1/mountinfo").splitlines()):

@@ -7,7 +7,7 @@ import contextlib
 import os
 import re
 import signal
-import sqlite3
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -59,13 +59,14 @@ class Installed:
         return self.box.ctl
 
     def run(self, name: str, *words: str) -> int:
-        """A container in the background; its pid."""
+        """A container in the background; its pid, 0 when it is over."""
         self.ctl.output("run", "-d", "--rootfs", self.box.rootfs, name, "--", *words)
         return self.pid_of(name)
 
     def pid_of(self, name: str) -> int:
         (line,) = [line for line in self.ctl.output("ps", "-a").splitlines() if line.split()[0] == name]
-        return int(line.split()[-1])
+        word = line.split()[-1]
+        return int(word) if word.isdigit() else 0
 
     def info(self) -> "shimd.InfoResponse":
         return fresh(self.box.address)
@@ -106,7 +107,8 @@ def test_active_means_that_the_api_answers(box: SystemdBox, units: tuple[str, ..
     assert box.read(f"/proc/{made.daemon}/comm") == "shimd\n"
     wait_until(lambda: box.show("shimd", "StatusText").startswith("serving "), what="the status")
     box.systemctl("stop", "shimd")
-    assert box.show("shimd", "StatusText") == "stopped; containers run on"
+    if "socket" in units:  # without a unit that refers to it nothing is remembered of it
+        assert box.show("shimd", "StatusText") == "stopped; containers run on"
     assert (box.show("shimd", "Result"), box.show("shimd", "ActiveState")) == ("success", "inactive")
 
 
@@ -121,10 +123,10 @@ def test_no_end_of_the_daemon_is_the_containers(box: SystemdBox, units: tuple[st
     before = made.processes()
     callers = Callers(box.address)
     callers.start("connect", callers.connect_only)
-    callers.start("shimctl", lambda: made.ctl.output("ps", "-a"))
+    callers.start("shimctl", lambda: (made.ctl.output("ps", "-a"), callers.stop.wait(0.2)))
     seen = {made.daemon}
     try:
-        for number, end in enumerate(("restart", "kill", "reload", "restart")):
+        for number, end in enumerate(("reload", "kill", "restart", "kill")):
             made.run(f"c{number}", "sh", "-c", f"sleep 0.3; exit {10 + number}")
             if end == "kill":
                 pid = box.main_pid()
@@ -140,7 +142,6 @@ def test_no_end_of_the_daemon_is_the_containers(box: SystemdBox, units: tuple[st
     assert callers.failures == []
     assert len(seen) == 5
     assert box.show("shimd", "ActiveState") == "active"
-    assert box.show("shimd", "NRestarts") == "1"
     assert made.pid_of("web") == web
     assert {name: pid for name, pid in made.processes().items() if name in before} == before
     numbers = made.ctl.output("logs", "web").split()
@@ -185,7 +186,7 @@ def test_systemd_itself_may_be_replaced(box: SystemdBox) -> None:
 
 @BOTH
 def test_an_upgrade_is_followed(box: SystemdBox, units: tuple[str, ...]) -> None:
-    """By shimctl or by a reload: MAINPID goes along, the unit stays active, the watchdog goes on, restart and stop work."""
+    """By shimctl or a reload: MAINPID goes along, the unit stays active, the watchdog is fed, restart and stop work."""
     made = Installed(box, units, "[Service]\nWatchdogSec=5\n")
     web = made.run("web", "sleep", "1000")
     pids = [made.daemon]
@@ -218,9 +219,9 @@ def test_an_upgrade_that_fails_is_a_failed_reload_and_nothing_else(box: SystemdB
     assert made.info().pid == box.main_pid() == made.daemon
 
 
-@pytest.mark.parametrize("point", ["upgrade.given", "upgrade.committed", "successor.loaded", "successor.committed"])
+@pytest.mark.parametrize("point", ["upgrade.committed", "upgrade.told", "successor.committed", "successor.serving"])
 def test_whoever_dies_in_an_upgrade_the_unit_has_one_daemon(box: SystemdBox, point: str) -> None:
-    """The old process or the new one killed at the hand-over: one daemon serves, it is the main process, no one else."""
+    """The old process or the new one killed at the hand-over: one daemon serves, and it is the main process."""
     made = Installed(box, ("service", "socket"), f"[Service]\n{ARMED_LINE}\nEnvironment=SHIMD_FAULTS={point}=kill\n")
     web = made.run("web", "sleep", "1000")
     made.ctl.run("daemon", "upgrade")
@@ -255,7 +256,7 @@ def test_keeper_shims_and_containers_are_not_in_the_units_cgroup(box: SystemdBox
     assert [box.cgroup_of(pid) for pid in before.values()] == [box.cgroup_of(before["shimd-keeper"])] * len(before)
     scope = box.cgroup_of(before["shimd-keeper"]).rpartition("/")[2]
     assert re.fullmatch(r"shimd-keeper-\d+\.scope", scope)
-    assert box.show(scope, "TasksMax") == "infinity"
+    assert (box.show(scope, "TasksMax"), box.show(scope, "TimeoutStopUSec")) == ("infinity", "10s")
     assert "shimd.service" not in box.cgroup_of(web)
     done = made.ctl.run(
         "run", "--rm", "--rootfs", box.rootfs, "--", "dd", "if=/dev/zero", "of=/dev/null", "bs=150M", "count=1"
@@ -292,7 +293,8 @@ def test_a_bad_configuration_fails_at_once_and_for_good(box: SystemdBox) -> None
     assert (box.show("shimd", "ExecMainStatus"), box.show("shimd", "NRestarts")) == (str(EXIT_CONFIG), "0")
     assert "shimd: /etc/shimd/config.toml:1: root_dir:" in box.journal("shimd")
     assert box.show("shimd", "StatusText").startswith("did not start: /etc/shimd/config.toml:1")
-    assert "78/CONFIG" in box.run("systemctl", "status", "shimd").stdout
+    assert "status=78/CONFIG" in box.journal("shimd")
+    assert "did not start: /etc/shimd/config.toml:1" in box.run("systemctl", "status", "shimd").stdout
     box.configure("")
     box.systemctl("start", "shimd")
     assert fresh(box.address).pid == box.main_pid()
@@ -302,21 +304,28 @@ def test_a_store_of_a_later_release_fails_at_once_and_for_good(box: SystemdBox) 
     """It is left as it is."""
     Installed(box, ("service",))
     box.systemctl("stop", "shimd")
-    path = box.path("/var/lib/shimd/shimd.db")
-    with contextlib.closing(sqlite3.connect(path)) as store:
-        store.execute(f"PRAGMA user_version = {schema.VERSION + 5}")
+    assert of_store(box, f"PRAGMA user_version = {schema.VERSION + 5}") == "None"
+    assert of_store(box, f"DELETE FROM meta WHERE key = '{schema.OLDEST_READER_KEY}'") == "None"
     said = failed(box)
     assert (box.show("shimd", "ExecMainStatus"), box.show("shimd", "NRestarts")) == (str(EXIT_CONFIG), "0")
     assert f"schema {schema.VERSION + 5}" in said
-    with contextlib.closing(sqlite3.connect(path)) as store:
-        assert store.execute("PRAGMA user_version").fetchone() == (schema.VERSION + 5,)
+    assert of_store(box, "PRAGMA user_version") == f"({schema.VERSION + 5},)"
+
+
+def of_store(box: SystemdBox, statement: str) -> str:
+    """What a statement on the daemon's store answers, from within the box: SQLite goes by whole paths."""
+    code = (
+        "import sqlite3, sys; store = sqlite3.connect('/var/lib/shimd/shimd.db', isolation_level=None);"
+        "print(store.execute(sys.argv[1]).fetchone())"
+    )
+    return box.output(sys.executable, "-c", code, statement).strip()
 
 
 @BOTH
 def test_directories_in_use_are_tried_a_bounded_number_of_times(box: SystemdBox, units: tuple[str, ...]) -> None:
     """Another daemon holds them, which may end: so it is tried again, but not for ever, whoever connects meanwhile."""
-    other = box.spawn(f"{box.programs}/shimd", "--address", "/run/other.sock")
-    wait_until(lambda: os.path.exists(box.path("/run/other.sock")), what="the other daemon")
+    other = box.spawn(f"{box.programs}/shimd", "--address", "/run/shimd/other.sock")
+    wait_until(lambda: os.path.exists(box.path("/run/shimd/other.sock")), what="the other daemon")
     said = failed(box, units, "[Unit]\nStartLimitBurst=3\n[Service]\nRestartSec=50ms\n")
     assert box.show("shimd", "NRestarts") == "3"
     assert said.count("in use by shimd with pid") == 3
@@ -325,7 +334,7 @@ def test_directories_in_use_are_tried_a_bounded_number_of_times(box: SystemdBox,
             BlockingClient.connect(box.address, timeout_s=CALL_S).close()
         wait_until(lambda: box.show("shimd.socket", "ActiveState") == "failed", what="the socket to be given up")
         assert box.journal("shimd").count("in use by shimd with pid") <= 4
-    other.terminate()
+    box.kill(int(box.read("/run/shimd/shimd.lock")), signal.SIGTERM)
     assert other.wait(CALL_S) == 0
     box.systemctl("reset-failed")
     box.systemctl("start", "shimd")
