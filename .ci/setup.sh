@@ -20,6 +20,7 @@ has_package() {
     case $1 in
         runc | gcc | conmon) command -v "$1" >/dev/null ;;
         busybox-static) busybox_is_static ;;
+        systemd) [ -x /lib/systemd/systemd ] && [ -x /lib/systemd/systemd-journald ] && command -v systemd-run >/dev/null ;;
         e2fsprogs) command -v mkfs.ext4 >/dev/null ;;
         libcap-dev) [ -e /usr/include/sys/capability.h ] ;;
         ca-certificates) [ -s /etc/ssl/certs/ca-certificates.crt ] ;;
@@ -43,7 +44,7 @@ apt_install() {
     local install=(apt-get install -y -qq --no-install-recommends -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=300 "$@")
     local log
     log=$(mktemp)
-    [[ " $* " != *" containerd "* ]] || keep_services_down
+    [[ " $* " != *" containerd "* && " $* " != *" systemd "* ]] || keep_services_down
     # No lists yet, or lists older than the archive: fetch them and try once more.
     if ! "${install[@]}" >"$log" 2>&1; then
         say "refreshing apt's package lists first"
@@ -53,7 +54,8 @@ apt_install() {
     rm -f "$log"
 }
 
-# Debian starts a service with its package, and we want containerd's programs only. Source: policy-rc.d, in
+# Debian starts a service with its package, and we want the programs of containerd and systemd only. What systemd's package
+# itself would start or restart it does only where systemd is PID 1 already, and then nothing is installed. Source: policy-rc.d, in
 # /usr/share/doc/init-system-helpers/README.policy-rc.d.gz
 keep_services_down() {
     local policy=/usr/sbin/policy-rc.d
@@ -80,7 +82,7 @@ find_python() {
 }
 
 want=(runc busybox-static libcap-dev gcc libc6-dev ca-certificates)
-[ "$what" = run ] || want+=(containerd e2fsprogs faketime)
+[ "$what" = run ] || want+=(containerd e2fsprogs faketime systemd)
 [ "$what" != bench ] || want+=(conmon)
 missing=()
 for package in "${want[@]}"; do

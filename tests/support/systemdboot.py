@@ -15,7 +15,7 @@ import sys
 
 SYSTEMD = "/lib/systemd/systemd"
 # Of the machine's /etc: who there is, and how the loader finds libraries.
-ETC = ("passwd", "group", "shadow", "nsswitch.conf", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "dbus-1")
+ETC = ("passwd", "group", "shadow", "nsswitch.conf", "ld.so.cache", "ld.so.conf", "ld.so.conf.d")
 DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "fuse")
 CPUSET_FILES = ("cpuset.cpus", "cpuset.mems")
 NAMESPACES = ("--pid", "--mount", "--ipc", "--net", "--uts", "--cgroup")
@@ -48,7 +48,6 @@ def join(name: str) -> None:
 
 def inside(folder: str) -> None:
     """Make the mounts and become systemd."""
-    subprocess.run(["ip", "link", "set", "lo", "up"], check=False, stderr=subprocess.DEVNULL)
     for where, kind, options in hierarchies():
         subprocess.run(["umount", "-l", where], check=True)
         mount(kind, where, *(("-o", options) if kind == "cgroup" else ()))

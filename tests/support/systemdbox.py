@@ -28,18 +28,17 @@ NEEDED = {
     systemdboot.SYSTEMD: "systemd",
     "/lib/systemd/systemd-journald": "systemd",
     "/usr/bin/systemctl": "systemd",
-    "/usr/bin/busctl": "systemd",
-    "/usr/bin/dbus-daemon": "dbus",
+    "/usr/bin/systemd-run": "systemd",
     "/usr/bin/nsenter": "util-linux",
 }
 DISTRIBUTION_UNITS = "/lib/systemd/system"
-OF_DISTRIBUTION = ("systemd-journald.service", "systemd-journald.socket", "dbus.service", "dbus.socket")
+OF_DISTRIBUTION = ("systemd-journald.service", "systemd-journald.socket")
 TARGETS = ("box", "basic", "sysinit", "sockets", "multi-user", "shutdown", "umount", "network", "local-fs")
 SOCKET = "/run/shimd/shimd.sock.ttrpc"
 # What a test may leave: units, and folders beside the configuration's.
 OWN_UNITS = ("shimd.socket", "shimd.service", "shimd-keeper.service", "shimd-keeper-*.scope")
 OWN_FOLDERS = ("/run/shimd", "/run/other", "/run/containerd", "/run/runc", "/var/lib/shimd", "/etc/shimd")
-OF_BOOT = ("systemd", "systemd-journal", "dbus-daemon")
+OF_BOOT = ("systemd", "systemd-journal")
 CALL_S = 60.0
 BOOT_S = 60.0
 INSIDE = ("--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup")
@@ -51,11 +50,11 @@ def missing_programs() -> list[str]:
 
 
 class SystemdBox:
-    """Owns: the namespaces and every process in them, the cgroups they are in, and a folder. ``has_bus`` without: D-Bus
-    is not there, as on a machine that has not got that far, or never does.
+    """Owns: the namespaces and every process in them, the cgroups they are in, and a folder. There is no D-Bus: what
+    works here works early at a boot, and on a machine that has none.
     """
 
-    def __init__(self, *, has_bus: bool = True) -> None:
+    def __init__(self) -> None:
         self.folder = tempfile.mkdtemp(prefix="y")
         self.rootfs = make_rootfs(f"{self.folder}/rootfs")
         self.programs = os.path.dirname(sys.executable)
@@ -65,7 +64,7 @@ class SystemdBox:
         os.mkdir(f"{self.folder}/units")
         for name in TARGETS:
             self.write_unit(f"{name}.target", "[Unit]\nDefaultDependencies=no\n")
-        for name in OF_DISTRIBUTION if has_bus else OF_DISTRIBUTION[:2]:
+        for name in OF_DISTRIBUTION:
             os.symlink(f"{DISTRIBUTION_UNITS}/{name}", f"{self.folder}/units/{name}")
         with open(f"{self.folder}/boot.log", "ab") as log:
             self._unshare = subprocess.Popen(
@@ -77,7 +76,7 @@ class SystemdBox:
         try:
             self.pid = wait_until(self._find_pid_1, deadline_s=BOOT_S, what="systemd to be PID 1")
             wait_until(self._is_up, deadline_s=BOOT_S, what="systemd to be up")
-            self.systemctl("start", "systemd-journald.socket", *(("dbus.socket",) if has_bus else ()))
+            self.systemctl("start", "systemd-journald.socket")
             self.systemctl("log-target", "journal-or-kmsg")
         except BaseException as error:
             error.add_note(f"systemd's own words: {self.boot_log()}")
