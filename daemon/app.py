@@ -253,8 +253,11 @@ class Term:
 
 async def _introduce(predecessor: Predecessor, notifier: Notifier) -> None:
     """Speak to the supervisor once the old daemon has named us to it, or has died."""
-    await predecessor.wait_gone()
+    await predecessor.wait_told()
     notifier.release()
+    await predecessor.wait_gone()
+    if await trio.to_thread.run_sync(notifier.reintroduce):
+        log.info("this is the unit's main process", extra={"pid": os.getpid()})
 
 
 async def _recover(manager: Manager, notifier: Notifier) -> None:

@@ -3,12 +3,23 @@
 import array
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Mapping
 
 # What the listening socket is called in systemd's store of descriptors.
 STORED_NAME = "shimd"
 # sd_listen_fds(3): passed sockets begin here.
 FIRST_LISTEN_FD = 3
+# The main process for a moment. Told to end meanwhile, it is us who are meant.
+_STAND_IN = """\
+import os, signal, socket, sys
+address, pid = os.fsencode(sys.argv[1]), int(sys.argv[2])
+signal.signal(signal.SIGTERM, lambda *_: os.kill(pid, signal.SIGTERM))
+os.write(1, b".")
+os.read(0, 1)
+socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b"MAINPID=%d" % pid, address)
+"""
 
 
 class Notifier:
@@ -38,6 +49,21 @@ class Notifier:
             self._held.update(states)
         else:
             self._send(states)
+
+    def reintroduce(self) -> bool:
+        """Have systemd look again whose child its main process is; to be called when that has become its own.
+
+        It looks when the main process changes, and takes one that is another's child for a guest from then on: a stop
+        does not wait for its end. So another process is the main one for a moment, and names us again. If it fails at
+        that, the unit's next start finds us and does the same. Blocks: some 20 ms. False where there is no systemd.
+        """
+        if not self._address.startswith("/"):
+            return False
+        command = [sys.executable, "-I", "-S", "-c", _STAND_IN, self._address, str(os.getpid())]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as stand_in:
+            assert stand_in.stdin is not None
+            assert stand_in.stdout is not None
+            return bool(stand_in.stdout.read(1)) and self._send({"MAINPID": stand_in.pid})
 
     def store(self, listener: socket.socket, name: str) -> bool:
         """Have the supervisor keep a socket for our next start (FDSTORE=1); false when it does not do that."""

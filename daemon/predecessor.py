@@ -7,6 +7,8 @@ import socket
 import time
 from typing import Any
 
+import trio
+
 from daemon import faults
 from daemon.config import Config
 from daemon.handover import PROTOCOL, Channel, Gone, Misunderstood, Seat, receive_kept
@@ -86,13 +88,24 @@ class Predecessor:
             await self._channel.send("serving", gap_ns=self.record.gap_ns)
         faults.point("successor.serving")
 
-    async def wait_gone(self) -> None:
+    async def wait_told(self) -> None:
         """Wait until the old daemon has said its last word, to its supervisor too. Its end of the channel says so."""
         try:
             with contextlib.suppress(Gone, Misunderstood):
                 await self._channel.receive()
         finally:
             self._channel.close()
+
+    async def wait_gone(self) -> None:
+        """Wait until the old daemon has ended. We are its supervisor's child then, as it was."""
+        if os.getppid() != self.record.from_pid:
+            return
+        fd = os.pidfd_open(self.record.from_pid)  # no stranger's: it would have to be our parent
+        try:
+            await trio.lowlevel.wait_readable(fd)
+        finally:
+            trio.lowlevel.notify_closing(fd)
+            os.close(fd)
 
 
 def _read_hello(config: Config, hello: "dict[str, Any]", fds: list[int]) -> "tuple[Seat, shimd.UpgradeRecord]":

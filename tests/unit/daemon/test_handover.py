@@ -372,7 +372,7 @@ async def test_a_new_daemon_is_silent_until_the_old_one_has_named_it(
         heard.recv(99)
     ends[0].close()
     with trio.fail_after(DEADLINE_S):
-        await predecessor.wait_gone()
+        await predecessor.wait_told()
     notifier.release()
     notifier.release()
     assert heard.recv(99) == b"READY=1\nSTATUS=serving"
