@@ -213,6 +213,14 @@ class SystemdBox:
         """A command in the box, left running; it is the caller's to end."""
         return subprocess.Popen(self.argv(*words), stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
+    def program(self, name: str, text: str) -> str:
+        """A shell script that can be run in the box; its path."""
+        path = f"{self.folder}/{name}"
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(f"#!/bin/sh\n{text}\n")
+        os.chmod(path, 0o755)
+        return path
+
     def let_go(self) -> None:
         """What a container of the tests waits for: a file `go` in its root."""
         with open(f"{self.rootfs}/go", "w", encoding="utf-8"):

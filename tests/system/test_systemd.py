@@ -16,7 +16,7 @@ from daemon.__main__ import EXIT_CONFIG
 from daemon.faults import ARMED
 from daemon.store import schema
 from tests.support.callers import CALL_S, Callers, fresh
-from tests.support.shimctl import Shimctl
+from tests.support.shimctl import Shimctl, finish
 from tests.support.systemdbox import SOCKET, SystemdBox, missing_programs
 from tests.support.waiting import wait_until
 from ttrpc.api import shimd
@@ -208,6 +208,25 @@ def test_an_upgrade_is_followed(box: SystemdBox, units: tuple[str, ...]) -> None
     box.systemctl("start", "shimd")
     wait_until(made.is_healthy, what="the daemon after a stop and a start")
     assert made.pid_of("web") == web
+
+
+def test_an_upgraded_daemon_is_given_its_time_to_stop(box: SystemdBox) -> None:
+    """To systemd a main process that was named to it is a guest, which it kills without waiting: not this one."""
+    runc = box.program("runc-slow", 'case "$*" in *" create "*) sleep 1;; esac; exec runc "$@"')
+    box.configure(f'[runtimes."io.containerd.shimd.v2"]\nrunc = "{runc}"\n')
+    made = Installed(box, ("service", "socket"))
+    made.ctl.output("daemon", "upgrade")
+    is_own = f"main process pid={box.main_pid()}"
+    wait_until(lambda: is_own in box.journal("shimd"), what="systemd to have it as its own")
+        lambda: f"main process pid={box.main_pid()}" in box.journal("shimd"), what="systemd to have it as its own"
+    )
+    with made.ctl.start("run", "-d", "--rootfs", box.rootfs, "web", "--", "sleep", "1000") as started:
+        wait_until(lambda: runc in box.command_lines(), what="runc create")
+        box.systemctl("restart", "shimd")
+        code, _, errors = finish(started)
+    assert (code, errors) == (0, b"")
+    assert "SIGKILL" not in box.journal("shimd")
+    assert made.pid_of("web") > 0
 
 
 def test_an_upgrade_that_fails_is_a_failed_reload_and_nothing_else(box: SystemdBox) -> None:
