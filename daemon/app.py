@@ -256,7 +256,7 @@ async def _introduce(predecessor: Predecessor, notifier: Notifier) -> None:
     await predecessor.wait_told()
     notifier.release()
     await predecessor.wait_gone()
-    if await trio.to_thread.run_sync(notifier.reintroduce):
+    if await trio.to_thread.run_sync(notifier.reintroduce, abandon_on_cancel=True):
         log.info("this is the unit's main process", extra={"pid": os.getpid()})
 
 

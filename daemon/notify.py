@@ -18,7 +18,9 @@ address, pid = os.fsencode(sys.argv[1]), int(sys.argv[2])
 signal.signal(signal.SIGTERM, lambda *_: os.kill(pid, signal.SIGTERM))
 os.write(1, b".")
 os.read(0, 1)
-socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b"MAINPID=%d" % pid, address)
+told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+told.settimeout(2.0)
+told.sendto(b"MAINPID=%d" % pid, address)
 """
 
 
@@ -55,12 +57,14 @@ class Notifier:
 
         It looks when the main process changes, and takes one that is another's child for a guest from then on: a stop
         does not wait for its end. So another process is the main one for a moment, and names us again. If it fails at
-        that, the unit's next start finds us and does the same. Blocks: some 20 ms. False where there is no systemd.
+        that, the unit's next start finds us and does the same. Returns whether it was asked for.
+        Blocks: some 20 ms; 2 s where nobody listens.
         """
         if not self._address.startswith("/"):
             return False
         command = [sys.executable, "-I", "-S", "-c", _STAND_IN, self._address, str(os.getpid())]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as stand_in:
+        nothing = subprocess.DEVNULL
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=nothing) as stand_in:
             assert stand_in.stdin is not None
             assert stand_in.stdout is not None
             return bool(stand_in.stdout.read(1)) and self._send({"MAINPID": stand_in.pid})
