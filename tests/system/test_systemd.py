@@ -85,7 +85,7 @@ class Installed:
         return "shimd-keeper" in self.processes()
 
     def lost(self, before: dict[str, int]) -> dict[str, int]:
-        """Of these processes, those that are others now; those that the keeper has relieved are not (SHIM.md, Relief)."""
+        """Of these processes, those that are others now; one that the keeper has relieved is not (SHIM.md, Relief)."""
         relieved = re.findall(r"shim (\d+) of \S+ is relieved", self.box.read("/run/shimd/shimd-keeper/keeper.log"))
         now = self.processes()
         return {n: pid for n, pid in before.items() if now.get(n) != pid and not (n in now and str(pid) in relieved)}
