@@ -197,6 +197,7 @@ UPGRADE = Command(
 Asks the shim itself, so it works with the daemon down. A running shim goes on as the code this shimctl is from (or that
 of --python), in place: the same pid, children, connections and output; calls wait for the pause that is told. The new
 code first reads the state in a dry run; what it cannot read, and whatever fails later, leaves the old code at work.
+Some seconds later a copy of the keeper's template follows the shim: another pid, and a third of the memory.
 Exit code 1 when one failed; shims that are not shimd's are skipped.
 """,
     examples="  shimctl shim upgrade web\n  shimctl shim upgrade --all --dry-run\n",
