@@ -68,7 +68,7 @@ class Attachment:
     def open(self) -> None:
         """Blocks: at most `OPEN_S`. Raises: StatusError, ConnectionLost, DeadlineExceeded, OSError of connect(2)."""
         if self._opening.stdin:
-            self._opening.input_id = int.from_bytes(os.urandom(8), "little") or 1
+            self._opening.input_id = _new_id()
         opened = self._begin(self._opening)
         self._is_counted = opened.HasField("accepted")
         self._place = opened.place if opened.HasField("place") else None
@@ -203,7 +203,10 @@ class Attachment:
         while True:
             try:
                 opened = self._begin(opening)
-                break
+                if self._is_known(opened, opening):
+                    break
+                self.close()
+                continue
             except (OSError, ConnectionLost, DeadlineExceeded) as error:
                 if time.monotonic() >= until:
                     raise ConnectionLost(f"{reason}; {error}") from None
@@ -213,21 +216,34 @@ class Attachment:
             time.sleep(RETRY_S)
         self._go_on(opened)
 
+    def _is_known(self, opened: "shim.AttachOpened", opening: "shim.AttachOpen") -> bool:
+        """Whether our input can be gone on with, or there is none; else it is counted anew, by another stream."""
+        if not opening.stdin or not opening.input_goes_on:
+            return True
+        if opened.HasField("accepted") and self._is_counted and opened.accepted >= self._answered:
+            return True
+        if self._unanswered or not self._is_counted:
+            self._on_gap("the shim was replaced; input of the last moment may be lost")
+        self._unanswered.clear()
+        self._unanswered_bytes = self._answered = 0
+        self._opening.input_id = opening.input_id = _new_id()
+        opening.input_goes_on = False
+        return False
+
     def _go_on(self, opened: "shim.AttachOpened") -> None:
         if self._place is None and self._opening.output:
             self._on_gap("the shim was replaced; output of the moment between may be missing here")
         self._place = opened.place if opened.HasField("place") else None
         if self._size is not None:
             self._put(shim.AttachInput(resize=self._size))
-        if opened.HasField("accepted") and self._is_counted and opened.accepted >= self._answered:
+        self._is_counted = opened.HasField("accepted")
+        if self._is_counted:
             self._is_accepted(opened.accepted)
-        elif self._opening.stdin:
-            if not self._is_counted or self._unanswered:
-                self._on_gap("the shim was replaced; input of the last moment may be lost")
-            self._unanswered.clear()
-            self._unanswered_bytes = 0
-            self._is_counted = False
         for data in self._unanswered:
             self._put(shim.AttachInput(stdin=data))
         if self._has_ended:
             self._put(shim.AttachInput(close_stdin=True))
+
+
+def _new_id() -> int:
+    return int.from_bytes(os.urandom(8), "little") or 1

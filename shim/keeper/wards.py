@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from shim.keeper.peer import Manners
     from shim.params import Params
 
-# Of one shim: its listener and lock, two for each connection, four for init and each exec that runs.
+# Of one shim: its listener and lock, two for each connection, five for init and each exec that runs.
 SPARES_MAX = 1024
 # Successors in a row that could not take over: then the bundle is let go, and a daemon may try.
 FAILURES_MAX = 5

@@ -14,8 +14,9 @@ import pytest
 
 from daemon.ctl.attachment import Attachment
 from daemon.ctl.logs import Cursor, follow_shim
+from tests.support.codetree import CodeTree
 from tests.support.keptbox import KeptBox
-from tests.support.shimbox import ShimBox
+from tests.support.shimbox import SHIM, ShimBox
 from tests.support.waiting import wait_until
 from ttrpc.api import shim, task
 
@@ -239,3 +240,41 @@ def test_without_a_keeper_it_is_said_what_may_be_missing() -> None:
         assert client.out == b"before\n"
         assert client.gaps == ["the shim was replaced; input of the last moment may be lost"]
         client.attachment.close()
+
+
+def test_an_older_shim_is_told_from_one_that_keeps_places(box: KeptBox) -> None:
+    """It says no place and counts no input: what a kill may have cost is said, and the client goes on."""
+    tree = CodeTree(box.folder, "0.0.9")
+    tree.edit(
+        "shim/streams/attach.py",
+        "        if self.log is not None:\n            return api",
+        "        if self:\n            return None\n        if self.log is not None:\n            return api",
+    )
+    tree.edit(
+        "shim/streams/inputs.py",
+        "        account = self",
+        "        if opening:\n            return None\n        account = self",
+    )
+    box.create()
+    box.start()
+    box.call("Upgrade", shim.UpgradeRequest(paths=tree.paths, patience_ms=60_000), service=SHIM, timeout_s=90)
+    box.add_exec("e", ECHO, **ATTACHED)
+    client = Client(box, "e")
+    box.start("e")
+    client.say(b"one\n")
+    client.until(lambda: client.out == b"one\n", "the echo")
+    kill(box)
+    client.until(lambda: client.gaps, "what is said")
+    client.say(b"two\n")
+    client.until(lambda: client.out.endswith(b"two\n"), "the echo")
+
+    said = [
+        "the shim was replaced; input of the last moment may be lost",
+        "the shim was replaced; output of the moment between may be missing here",
+    ]
+    assert client.gaps == said
+    client.say(b"three\n")
+    kill(box)
+    client.until(lambda: client.out.endswith(b"two\nthree\n"), "the echo")
+    assert client.gaps == said  # from the first successor on it is exact
+    client.attachment.close()

@@ -7,6 +7,7 @@ import pytest
 from daemon.ctl.logfile import files_of, read_log
 from daemon.ctl.logs import Cursor
 from ttrpc.api import shim, wkt
+from ttrpc.errors import ConnectionLost
 
 
 def record(at_ns: int | None, text: str) -> Any:
@@ -46,6 +47,52 @@ def test_a_raw_log_is_asked_once() -> None:
     told(cursor, record(None, "raw"))
     assert not cursor.may_go_on
     assert not Cursor(shim.LogsRequest(follow=False)).may_go_on
+
+
+def placed(text: str, end: int, inode: int = 0, at_ns: int | None = None) -> Any:
+    made = record(at_ns, text)
+    made.end = end
+    if inode:
+        made.file.CopyFrom(shim.LogPlace(inode=inode, offset=end, head_bytes=1, head_crc=7))
+    return made
+
+
+def test_a_shim_that_says_places_is_asked_for_what_follows_them() -> None:
+    """Raw logs too; the records' times do not matter, and a rotation is a new file."""
+    cursor = Cursor(shim.LogsRequest(follow=True, tail=5))
+    assert cursor.request().places
+    assert told(cursor, placed("a", 10, 1), placed("b", 20)) == ["a", "b"]
+    assert cursor.may_go_on
+    again = cursor.request()
+    assert (again.resume.inode, again.resume.offset, again.HasField("tail")) == (1, 20, False)
+    assert told(cursor, placed("c", 30, 1), placed("d", 5, 2)) == ["c", "d"]
+    assert (cursor.request().resume.inode, cursor.request().resume.offset) == (2, 5)
+
+
+def test_an_older_shim_after_it_is_understood_by_its_times() -> None:
+    cursor = Cursor(shim.LogsRequest(follow=True))
+    told(cursor, placed("a", 10, 1, at_ns=1), placed("b1", 20, at_ns=2), placed("b2", 30, at_ns=2))
+    cursor.request()
+
+    assert told(cursor, record(2, "b1"), record(2, "b2"), record(2, "b3")) == ["b3"]
+
+
+def test_an_older_shim_that_begins_a_raw_log_anew_is_not_taken_for_new_output() -> None:
+    cursor = Cursor(shim.LogsRequest(follow=True))
+    told(cursor, placed("a", 10, 1))
+    cursor.request()
+    with pytest.raises(ConnectionLost, match="raw log"):
+        cursor.is_new(record(None, "a"))
+
+
+@pytest.mark.parametrize("is_json", [True, False])
+def test_files_are_read_on_from_a_place(log: str, is_json: bool) -> None:
+    records = list(read_log(log, shim.LogsRequest(), is_json=is_json))
+    for index, each in enumerate(records):
+        place = next(record.file for record in reversed(records[: index + 1]) if record.HasField("file"))
+        place.offset = each.end
+        rest = read_log(log, shim.LogsRequest(resume=place), is_json=is_json)
+        assert [record.data for record in rest] == [record.data for record in records[index + 1 :]]
 
 
 @pytest.fixture
