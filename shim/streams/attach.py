@@ -325,7 +325,11 @@ class Client:
         for _ in range(BLOCKS_A_TURN):
             if past is None or self._choked or self._over:
                 return
-            data = past.read()
+            try:
+                data = past.read()
+            except OSError as error:
+                self.cut(f"the log cannot be read: {error.strerror}")
+                return
             if not data:
                 past.close()
                 self._past = None

@@ -161,7 +161,12 @@ class Book:
                 remove(f"{path}.0")
             generation, start, skip = found[4 + 3 * index : 7 + 3 * index]
             base, before = counts[2 + 2 * index : 4 + 2 * index]
-            self.spools[stream] = Spool(path, generation, start, skip, base=base, base_before=before)
+            try:
+                self.spools[stream] = Spool(path, generation, start, skip, base=base, base_before=before)
+            except OSError:
+                if not reopens:
+                    self.close()
+                raise
 
     def cut_back(self, log_fd: int) -> None:
         """Take back what was written to the log and not noted. Raises: OSError."""

@@ -168,13 +168,21 @@ class Stdio:
             self.hub = Hub(terminal=self.terminal, keep=False, log=log)
         elif log is not None or self.terminal or ATTACH in (self._source.kind, self._out.kind, err.kind):
             if log is None and ATTACH in (self._out.kind, err.kind):
-                self._backlog = Backlog(Book(self._prefix, reopens=self._reopens))
+                self._backlog = self._make_backlog()
             book = self._backlog.book if self._backlog is not None else self._book
             # A client's terminal is not remembered: what passes through our memory is what a kill costs.
             keep = not (self.terminal and self._out.kind in (CLIENT, BINARY))
             self.hub = Hub(terminal=self.terminal, keep=keep, book=book)
             if self._reopens and self.hub.recover():
                 self._loop.call_later(RETURN_S, self.hub.expect_nobody)
+
+    def _make_backlog(self) -> "Backlog | None":
+        """None on a full disk: then clients that come back are told that something may be missing."""
+        try:
+            return Backlog(Book(self._prefix, reopens=self._reopens))
+        except OSError as error:
+            self._report(f"{self._prefix}: output is not kept for clients that come back: {error.strerror}")
+            return None
 
     def _open_terminal(self, terminal: Terminal) -> None:
         """Open the client's FIFOs, which are copied from and to, and the socket on which the terminal comes."""

@@ -1,4 +1,7 @@
-"""Streams through the daemon and by shimctl while shims and daemons are killed and upgraded: each byte comes once."""
+"""Streams through the daemon and by shimctl while shims and daemons are killed and upgraded: each byte comes once.
+
+SHIMD_TEST_STREAM_KILLS: a sixth of it is how often each of these happens, default 6.
+"""
 
 import json
 import os
@@ -18,7 +21,7 @@ from ttrpc.api import shim
 NAMESPACE_KEY = "containerd-namespace-ttrpc"
 # Its own keeper, and its cgroup left as it is.
 KEPT = {"SHIMD_KEEPER": "", "SHIMD_KEEPER_CGROUP": ""}
-ROUNDS = 3
+ROUNDS = max(1, int(os.environ.get("SHIMD_TEST_STREAM_KILLS", "6")) // 6)
 STRIKES = ("kill the shim", "kill the daemon", "upgrade the shim")
 
 

@@ -8,7 +8,7 @@ import pytest
 from shim.streams.backlog import Backlog
 from shim.streams.jsonlines import STDERR, STDOUT
 from shim.streams.places import Past, find, output_place, output_since
-from shim.streams.spool import ROLL_BYTES, Book, read_counts
+from shim.streams.spool import ROLL_BYTES, Book, Spool, read_counts
 from ttrpc.api.logplace import log_place
 
 
@@ -122,3 +122,18 @@ def test_a_note_of_an_older_shim_tells_no_counts(tmp_path: Path) -> None:
     assert read_counts(older, 1) is None
     assert read_counts(page, 2) is None
     book.close()
+
+
+def test_a_full_disk_leaves_nothing_of_a_book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+
+    def full(self: Spool, generation: int, flags: int = 0) -> int:
+        opened.append(self._path)
+        if len(opened) == 2:
+            raise OSError(28, "No space left on device")
+        return os.open(f"{self._path}.{generation % 2}", flags | os.O_RDWR | os.O_CREAT, 0o600)
+
+    monkeypatch.setattr(Spool, "_open", full)
+    with pytest.raises(OSError, match="No space"):
+        Book(f"{tmp_path}/init", reopens=False)
+    assert os.listdir(tmp_path) == []
