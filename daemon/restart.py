@@ -23,6 +23,9 @@ STOPPED_LABEL = "containerd.io/restart.explicitly-stopped"
 _TRUE = ("1", "t", "T", "true", "TRUE", "True")  # what Go's strconv.ParseBool takes for true
 
 
+MAX_RESTARTS = (1 << 32) - 1  # uint32 in SetRestartRequest
+
+
 def parse_policy(text: str) -> Policy:
     """A policy as users and labels write it; empty is `always`, as in containerd.
 
@@ -35,7 +38,7 @@ def parse_policy(text: str) -> Policy:
         return Policy(name)
     if name == ON_FAILURE and not colon:
         return Policy(ON_FAILURE)
-    if name == ON_FAILURE and count.isdigit():
+    if name == ON_FAILURE and count.isascii() and count.isdecimal() and int(count) <= MAX_RESTARTS:
         return Policy(ON_FAILURE, int(count))
     raise invalid_argument(
         f"restart policy {text!r}: write no, on-failure, on-failure:N (at most N restarts), always or unless-stopped"

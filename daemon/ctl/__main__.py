@@ -122,7 +122,7 @@ def add_global_options(parser: "argparse.ArgumentParser") -> None:
     group.add_argument(
         "--reconnect",
         metavar="SECONDS",
-        type=float,
+        type=_patience,
         default=argparse.SUPPRESS,
         help=f"how long to wait for a daemon that went away (default {PATIENCE_S:g})",
     )
@@ -176,9 +176,23 @@ class _WrongUsage(Exception):
 
 def _seconds(text: str) -> float:
     try:
-        return float(text)
+        seconds = float(text)
     except ValueError:
-        raise _WrongUsage(f"--reconnect {text!r} is no number of seconds", "") from None
+        seconds = -1.0
+    if not seconds >= 0:  # NaN is not, either
+        raise _WrongUsage(f"--reconnect {text!r} is no number of seconds", "write 0 to wait for nobody, inf for ever")
+    return seconds
+
+
+def _patience(text: str) -> float:
+    """The same after the command, where argparse tells what is wrong."""
+    try:
+        return _seconds(text)
+    except _WrongUsage as wrong:
+        raise ValueError(wrong.args[0]) from None
+
+
+_patience.__name__ = "number of seconds"  # as argparse calls it in its error
 
 
 def command_parser(name: str, command: "Command", *, is_read: bool = False) -> "argparse.ArgumentParser":

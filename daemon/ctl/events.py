@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from ttrpc.api import shimd
 
 
+SEQ_MAX = (1 << 63) - 1
+
+
 def as_json(record: "shimd.EventRecord") -> "dict[str, Any]":
     """One event as one object; a gap in the journal is one too."""
     from daemon.ctl.describe import exit_as_json
@@ -61,7 +64,7 @@ def events(args: argparse.Namespace) -> int:
     from daemon.ctl.client import SHIMD, open_daemon, say
     from ttrpc.api import shimd
 
-    if args.since is not None and args.since < 0:
+    if args.since is not None and not 0 <= args.since <= SEQ_MAX:
         raise UsageError("--since takes a sequence number, 0 for everything that is stored")
     follows = args.follow or args.since is None
     with open_daemon(args) as daemon:

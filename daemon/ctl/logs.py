@@ -19,6 +19,7 @@ SHIM = "shimd.shim.v1.Shim"
 SHIM_PATIENCE_S = 10.0
 RETRY_S = 0.05
 DECISION_S = 2.0
+LINES_MAX = (1 << 63) - 1  # more than any log has
 
 
 def request_of(args: argparse.Namespace, now_ns: int) -> "shim.LogsRequest":
@@ -271,7 +272,7 @@ def _lines(text: str) -> int | None:
         return None
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is no number of lines; write 100, or all")
-    return int(text)
+    return min(int(text), LINES_MAX)
 
 
 def logs_options(parser: argparse.ArgumentParser) -> None:

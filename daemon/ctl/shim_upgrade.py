@@ -90,7 +90,9 @@ def _paths_of(python: str) -> "list[str]":
     try:
         done = subprocess.run([python, "-I", "-c", code], capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise CtlError(f"{python} cannot be run: {error}", hint="--python names an interpreter") from None
+        raise CtlError(
+            f"{python} cannot be run: {getattr(error, 'strerror', None) or error}", hint="--python names an interpreter"
+        ) from None
     if done.returncode != 0:
         words = done.stderr.strip().rpartition("\n")[2] or f"exit code {done.returncode}"
         raise CtlError(f"{python} has no shimd: {words}", hint=f"{python} -m pip install shimd")

@@ -96,7 +96,7 @@ def find(args: argparse.Namespace, container_id: str) -> Bundle:
     Raises: CtlError when there is none.
     """
     path = os.path.join(args.state, BUNDLES, args.namespace, container_id)
-    if "/" in container_id or container_id.startswith(".") or not os.path.isdir(path):
+    if not container_id or "/" in container_id or container_id.startswith(".") or not os.path.isdir(path):
         raise CtlError(
             f"no bundle of {container_id!r} in namespace {args.namespace!r} below {args.state}",
             hint="shimctl shim list lists them; another directory: --state DIR, another namespace: -n NAME",

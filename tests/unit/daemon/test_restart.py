@@ -73,7 +73,19 @@ def test_a_good_run_resets_the_pause() -> None:
     assert (good.pause_s, good.streak) == (0.1, 0)
 
 
-@pytest.mark.parametrize("text", ["sometimes", "always:3", "on-failure:", "on-failure:x", "on-failure:-1", "no:1"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sometimes",
+        "always:3",
+        "on-failure:",
+        "on-failure:x",
+        "on-failure:-1",
+        "on-failure:²",
+        f"on-failure:{1 << 32}",
+        "no:1",
+    ],
+)
 def test_a_policy_nobody_can_read_is_refused(text: str) -> None:
     """At Containers.Create, not at the first exit."""
     with pytest.raises(StatusError, match="write no, on-failure") as caught:

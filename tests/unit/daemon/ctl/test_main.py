@@ -47,7 +47,14 @@ def test_global_options_may_follow_the_command(environment: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize(
     ("words", "says"),
-    [(["--adress", "x", "ps"], "--adress"), (["--state"], "needs a value"), (["--reconnect", "x", "ps"], "'x'")],
+    [
+        (["--adress", "x", "ps"], "--adress"),
+        (["--state"], "needs a value"),
+        (["--reconnect", "x", "ps"], "'x'"),
+        (["--reconnect", "nan", "ps"], "'nan'"),
+        (["ps", "--reconnect", "-1"], "number of seconds"),
+        (["events", "--since", "9" * 23], "sequence number"),
+    ],
 )
 def test_wrong_options_before_the_command(words: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(words) == 2
