@@ -23,6 +23,8 @@ from ttrpc.api.pulse import (
 )
 
 TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from shim.core.shimlog import ShimLog
 
 
 class Pulse:
@@ -71,3 +73,12 @@ class Pulse:
         self._words.release()
         self._page.close()
         os.close(self._fd)
+
+
+def begin_pulse(folder: str, log: "ShimLog", name: str = NAME) -> "Pulse | None":
+    """One's pulse; None, and logged, where there is no fd or memory for it."""
+    try:
+        return Pulse(folder, name)
+    except OSError as error:
+        log.warning(f"nobody will see if this process hangs: {error}")
+        return None

@@ -9,7 +9,7 @@ import time
 from shim import faults
 from shim.core import kernel
 from shim.core.loop import READ, Loop
-from shim.core.pulse import Pulse
+from shim.core.pulse import begin_pulse
 from shim.core.reaper import wait_status
 from shim.core.shimlog import ShimLog
 from shim.core.wakeup import Wakeup
@@ -80,15 +80,9 @@ class Keeper:
         self.loop.register(self.listener.fileno(), READ, self._accept)
         self.nursery = Nursery(self.loop, os.path.dirname(path), self.log, self._look_after)
         self.pulses = PulseWatch(self.loop, self.wards, self.log, limits_of(os.environ))
-        self._begin_pulse()
+        # After the first template is forked, which has no part in it.
+        self.loop.pulse = begin_pulse(os.path.dirname(path), log, os.path.basename(path) + OF_KEEPER)
         self.loop.call_later(LOOK_S, self._look)
-
-    def _begin_pulse(self) -> None:
-        """Have a daemon see that we move. Order: after the first template is forked, which has no part in it."""
-        try:
-            self.loop.pulse = Pulse(os.path.dirname(self.path), os.path.basename(self.path) + OF_KEEPER)
-        except OSError as error:
-            self.log.warning(f"nobody will see if this keeper hangs: {error}")
 
     def wards(self) -> "dict[int, Ward]":
         """Every shim that lives and is looked after, by its pid."""
@@ -139,8 +133,10 @@ class Keeper:
         fds: list[int] = []
         try:
             room = socket.CMSG_SPACE(FDS_MAX * 4)
-            message, ancillary, _flags, _address = connection.recvmsg(MESSAGE_MAX_BYTES, room, socket.MSG_CMSG_CLOEXEC)
+            message, ancillary, flags, _address = connection.recvmsg(MESSAGE_MAX_BYTES, room, socket.MSG_CMSG_CLOEXEC)
             fds = take_fds(ancillary)
+            if flags & socket.MSG_CTRUNC:
+                message = b""  # more than anybody sends, or we have no fds left: who hangs up is asked again
         except BlockingIOError:
             return
         except OSError:
@@ -160,7 +156,7 @@ class Keeper:
 
         The value is true when the connection lives on, and is whose it is by then.
         """
-        self.asked_at_s = time.monotonic()
+        self.asked_at_s, verb = time.monotonic(), verb_of(message)
         try:
             check_peer(connection)
         except OSError as error:
@@ -173,14 +169,16 @@ class Keeper:
             if self.is_retiring:
                 connection.send(pack_answer(STALE, "it is out of date"))
                 return False
-            verb = verb_of(message)
             if verb == WATCH:
                 return self._let_watch(connection)
             if verb == ADOPT:
                 return self._adopt(adopt(message, fds, connection, self.world), fds)
             birth = Birth(message, connection, self.world)
         except REFUSALS as error:
-            refuse(connection, error)
+            if isinstance(error, OSError) and error.errno in NO_ROOM and verb == ADOPT:
+                self.log.warning(f"no room for one more shim: {error}")  # a shim that is refused stays away for long
+            else:
+                refuse(connection, error)
             return False
         self.nursery.expect(birth)
         return True

@@ -18,7 +18,7 @@ from shim.cgroup import cgroups, metrics
 from shim.cgroup.oom import OomWatch
 from shim.core import kernel
 from shim.core.loop import Loop
-from shim.core.pulse import Pulse
+from shim.core.pulse import begin_pulse
 from shim.core.reaper import Reaper
 from shim.core.shimlog import ShimLog
 from shim.core.wakeup import Wakeup
@@ -218,10 +218,7 @@ class Shim:
 
     def begin_pulse(self) -> None:
         """Order: once SIGUSR1 is caught, which is sent when a pulse stands still."""
-        try:
-            self.loop.pulse = Pulse(self.params.bundle)
-        except OSError as error:
-            self.log.warning(f"nobody will see if this shim hangs: {error}")
+        self.loop.pulse = begin_pulse(self.params.bundle, self.log)
 
     def _make_server(self, listener_fd: int) -> LoopServer:
         registry = Registry()

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import resource
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import pytest
 from shim import faults
 from shim.streams import console
 from tests.kernel.test_shim_disk import fill
+from tests.support.keeperbox import looked_after
 from tests.support.keptbox import KeptBox
 from tests.support.shimbox import ShimBox
 from tests.support.waiting import wait_until
@@ -159,3 +161,21 @@ def test_an_exec_whose_state_is_damaged_is_lost_alone() -> None:
         with pytest.raises(StatusError, match="does not exist"):
             box.state("e1")
         assert "exec e1 is lost" in box.read("shim.log")
+
+
+def test_a_keeper_without_fds_is_asked_again_soon() -> None:
+    """Refused, a shim would stay away for minutes, and have no successor meanwhile."""
+    with KeptBox() as other:
+        other.create()
+        keeper = other.keeper_pid
+        os.kill(keeper, signal.SIGSTOP)  # so that the next shim is started cold
+        with ShimBox(environment={"SHIMD_KEEPER": other.keepers, "SHIMD_KEEPER_CGROUP": ""}) as box:
+            box.create()
+            limits = resource.prlimit(keeper, resource.RLIMIT_NOFILE)
+            held = len(os.listdir(f"/proc/{keeper}/fd"))
+            resource.prlimit(keeper, resource.RLIMIT_NOFILE, (held + 1, limits[1]))
+            os.kill(keeper, signal.SIGCONT)
+            wait_until(lambda: "no keeper looks after this shim" in box.read("shim.log"), what="the keeper's hang-up")
+            resource.prlimit(keeper, resource.RLIMIT_NOFILE, limits)
+            wait_until(lambda: box.shim_pid in looked_after(other.keeper_log(), keeper), what="the next try")
+            assert "does not look after this shim" not in box.read("shim.log")
