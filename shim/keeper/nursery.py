@@ -102,7 +102,12 @@ class Nursery:
     # --- copies
 
     def _order_copies(self) -> None:
-        """Have as many copies waiting as there are shims to be, and some to spare for the next."""
+        """Have as many copies waiting as there are shims to be, and some to spare for the next.
+
+        More there are when who asked did not wait: those end, for each is a process.
+        """
+        while len(self.spares) > len(self.births) + SPARES:
+            self._drop_copy(next(iter(self.spares)))
         while not self.is_dismissed and len(self.spares) + len(self.coming) < len(self.births) + SPARES:
             try:
                 spare = self.template.copy()

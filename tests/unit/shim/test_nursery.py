@@ -128,3 +128,23 @@ def test_a_template_that_does_not_fork_is_replaced_for_successors_wait_for_it(
     assert nursery.template is another
     stuck.dismiss()
     client.close()
+
+
+def test_copies_that_come_too_late_do_not_pile_up(nursery: Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many starts at once on a machine too busy to fork in time: they go cold, and the copies come all the same."""
+    monkeypatch.setattr(nurseries, "BIRTH_S", 0.01)
+    clients = [ask(nursery)[1] for _ in range(20)]
+    nursery.loop.call_later(20.0, nursery.loop.stop)
+    while nursery.births:
+        nursery.loop.run_once(1.0)
+    template = nursery.template
+    assert isinstance(template, Barren)
+    assert len(template.copies) == 20 + nurseries.SPARES
+    for copy in template.copies:
+        copy.send(b"1")
+    while nursery.coming:
+        nursery.loop.run_once(1.0)
+
+    assert len(nursery.spares) == nurseries.SPARES
+    for client in clients:
+        client.close()
