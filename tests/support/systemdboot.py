@@ -19,6 +19,7 @@ ETC = ("passwd", "group", "shadow", "nsswitch.conf", "ld.so.cache", "ld.so.conf"
 DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "fuse")
 CPUSET_FILES = ("cpuset.cpus", "cpuset.mems")
 NAMESPACES = ("--pid", "--mount", "--ipc", "--net", "--uts", "--cgroup")
+CGROUP_ROOT = "/sys/fs/cgroup"
 MACHINE_ID = "5d1f0f4e5d1f0f4e5d1f0f4e5d1f0f4e\n"
 
 
@@ -48,11 +49,7 @@ def join(name: str) -> None:
 
 def inside(folder: str) -> None:
     """Make the mounts and become systemd."""
-    for where, kind, options in hierarchies():
-        subprocess.run(["umount", "-l", where], check=True)
-        mount(kind, where, *(("-o", options) if kind == "cgroup" else ()))
-        # runc makes a namespace's parent and leaves it; here it was there before, and goes with the box.
-        os.makedirs(os.path.join(where, "default"), exist_ok=True)
+    make_cgroups()
     leave_behind("/run", "/var", "/etc", "/dev")
     for where in ("/run", "/var"):
         mount("tmpfs", where, "-o", "mode=755")
@@ -65,6 +62,22 @@ def inside(folder: str) -> None:
     subprocess.run(["mount", "-o", "remount,ro,bind", "/proc/sys"], check=True)
     environ = {"PATH": os.environ["PATH"], "container": "shimd-test", "SYSTEMD_UNIT_PATH": f"{folder}/units"}
     os.execve(SYSTEMD, [SYSTEMD, "--unit=box.target", "--show-status=false", "--log-target=console"], environ)
+
+
+def make_cgroups() -> None:
+    """The same hierarchies, from our own cgroups on. They may lie in a tmpfs, which systemd adds folders to and makes
+    read-only: it gets one of its own, for what it did to the machine's would be done to the machine.
+    """
+    found = hierarchies()
+    for where, _, _ in found:
+        subprocess.run(["umount", "-l", where], check=True)
+    if all(where != CGROUP_ROOT for where, _, _ in found):
+        mount("tmpfs", CGROUP_ROOT, "-o", "mode=755")
+    for where, kind, options in found:
+        os.makedirs(where, exist_ok=True)
+        mount(kind, where, *(("-o", options) if kind == "cgroup" else ()))
+        # runc makes a namespace's parent and leaves it; here it was there before, and goes with the box.
+        os.makedirs(os.path.join(where, "default"), exist_ok=True)
 
 
 def leave_behind(*tops: str) -> None:

@@ -15,6 +15,7 @@ import pytest
 from daemon.__main__ import EXIT_CONFIG
 from daemon.faults import ARMED
 from daemon.store import schema
+from tests.support import leaks
 from tests.support.callers import CALL_S, Callers, fresh
 from tests.support.shimctl import Shimctl, finish
 from tests.support.systemdbox import SOCKET, SystemdBox, missing_programs
@@ -31,8 +32,18 @@ def booted() -> Iterator[SystemdBox]:
     missing = missing_programs()
     if missing:
         pytest.fail(f"this machine lacks {', '.join(missing)}; `make dev` installs it", pytrace=False)
+    before = machine()
     with SystemdBox() as made:
+        assert machine() == before
         yield made
+    assert machine() == before
+
+
+def machine() -> list[object]:
+    """What a systemd that took the machine for its own would change: settings, and the place of the cgroups."""
+    settings = ("kernel/hostname", "kernel/core_pattern", "fs/nr_open", "fs/file-max", "net/unix/max_dgram_qlen")
+    mounts = [line for line in leaks.read("/proc/self/mountinfo").splitlines() if "cgroup" in line]
+    return [[leaks.read(f"/proc/sys/{name}") for name in settings], mounts, sorted(os.listdir("/sys/fs/cgroup"))]
 
 
 @pytest.fixture
