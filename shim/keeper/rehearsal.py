@@ -186,8 +186,8 @@ def _play_attached(stage: Stage, exec_id: str, has_terminal: bool) -> None:
     )  # fmt: skip
     stage.call("Exec", request)
     caller = stage.change_connection()
-    opening = shim.AttachInput(open=shim.AttachOpen(exec_id=exec_id, stdin=True, output=True, replay_bytes=1000))
-    attached = stage.begin("Attach", opening, SERVICE)
+    opening = shim.AttachOpen(exec_id=exec_id, stdin=True, output=True, replay_bytes=1000, input_id=1)
+    attached = stage.begin("Attach", shim.AttachInput(open=opening), SERVICE)
     stage.settle(attached)
     client = stage.change_connection(caller)
     waits = stage.begin("Wait", task.WaitRequest(id=ID, exec_id=exec_id))
