@@ -80,7 +80,8 @@ def serve(listener_fd: int, params: Params, link: "KeeperLink | None" = None) ->
     try:
         pipes = relief.receive(link, log) if link is not None and link.is_raised else []
         shim = Shim(listener_fd, params, log, link)
-        drop_ballast(shim.loop, pipes)  # last: who is the last reader of one reads on
+        if pipes:
+            drop_ballast(shim.loop, pipes)  # last: who is the last reader of one reads on
     except Exception as error:  # noqa: BLE001 - the last place to say it
         log.failure("the shim cannot start", error)
         if link is None or not link.is_raised:
