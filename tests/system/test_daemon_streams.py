@@ -22,7 +22,7 @@ NAMESPACE_KEY = "containerd-namespace-ttrpc"
 # Its own keeper, and its cgroup left as it is.
 KEPT = {"SHIMD_KEEPER": "", "SHIMD_KEEPER_CGROUP": ""}
 ROUNDS = max(1, int(os.environ.get("SHIMD_TEST_STREAM_KILLS", "6")) // 6)
-STRIKES = ("kill the shim", "kill the daemon", "upgrade the shim")
+STRIKES = ("kill the shim", "kill the daemon", "upgrade the shim", "upgrade the daemon")
 
 
 @pytest.fixture
@@ -51,6 +51,8 @@ def strike(box: CtlBox, what: str, container_id: str) -> None:
     if what == "kill the daemon":
         box.daemon.kill()
         box.daemon.start()
+    elif what == "upgrade the daemon":
+        box.daemon.upgraded(json.loads(box.ctl.output("daemon", "upgrade", "--json"))["to_pid"])
     elif what == "kill the shim":
         pid = shim_pid(box, container_id)
         os.kill(pid, signal.SIGKILL)
@@ -105,7 +107,7 @@ def test_through_the_daemon_input_comes_back_once(box: CtlBox, terminal: bool) -
 
     assert bytes(talk.out) == said
     assert talk.gaps == []
-    assert talk.attachment.times_broken >= 2 * ROUNDS
+    assert talk.attachment.times_broken >= 3 * ROUNDS
     talk.attachment.close()
     box.remove("c")
 
