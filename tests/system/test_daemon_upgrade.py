@@ -349,7 +349,8 @@ BAD = {
 def test_a_program_that_will_not_do_changes_nothing(kind: str) -> None:
     """The reason is told, the same process serves on, waits and idle connections with it, and a good one follows."""
     code, words = BAD[kind]
-    with CtlBox(config="timeouts.upgrade_s = 3\ntimeouts.handover_s = 3") as box:
+    limits = "timeouts.upgrade_s = 3\ntimeouts.handover_s = 3" if kind.startswith("hangs") else ""
+    with CtlBox(config=limits) as box:
         box.daemon.run("c1", "sleep", "1000")
         path = f"{box.daemon.folder}/nowhere"
         if code is not None:
@@ -363,8 +364,15 @@ def test_a_program_that_will_not_do_changes_nothing(kind: str) -> None:
         wait_until(lambda: not box.daemon.info().recovering, what="recovery")
         assert box.daemon.task("c1").status == process.RUNNING
         box.daemon.disconnect()
-        upgrade(box)
+        wait_until(lambda: upgraded(box), deadline_s=60, what="a good one to follow, within the same limits")
         assert box.daemon.task("c1").status == process.RUNNING
+
+
+def upgraded(box: CtlBox) -> bool:
+    """Whether an upgrade succeeds; on a crowded machine it may take longer than it is given."""
+    with contextlib.suppress(AssertionError):
+        return bool(upgrade(box))
+    return False
 
 
 def test_an_upgrade_that_is_interrupted_changes_nothing(box: CtlBox) -> None:
