@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 # Source: asm-generic/socket.h, Linux 6.5.
-_SO_PEERPIDFD = 77
+SO_PEERPIDFD = 77
 
 
 def adopt(message: bytes, fds: "list[int]", connection: socket.socket, world: World) -> Ward:
@@ -88,7 +88,7 @@ def peer_pidfd(connection: socket.socket, pid: int) -> int:
     Below Linux 6.5: of who has its pid, and its end of the connection, which nobody else has, is open after that.
     """
     try:
-        return int(struct.unpack("i", connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD, 4))[0])
+        return int(struct.unpack("i", connection.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD, 4))[0])
     except OSError:
         pidfd = os.pidfd_open(pid)
     poll = select.poll()

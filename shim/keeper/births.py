@@ -8,7 +8,7 @@ from shim.actions import start
 from shim.core import kernel
 from shim.keeper.peer import Different, Manners, World, file_mode_mask, parent_of
 from shim.keeper.template import hand_over
-from shim.keeper.wards import Ward
+from shim.keeper.wards import Ward, is_passed
 from shim.keeper.wire import BadRequest, pack_answer, unpack_request
 from shim.launch import HANDED, OK, REFUSED
 from shim.recovery.spares import LISTENER, LOCK
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from shim.keeper.copy import Changes
+    from shim.keeper.estates import Estates
 
 # What can be the matter with a request, or with who sends it; the asker then starts the shim by itself, and logs this.
 REFUSALS = (BadRequest, UsageError, StatusError, start.StartError, Different, OSError)
@@ -34,7 +35,7 @@ class Birth:
     Raises, when made: one of REFUSALS, with nothing left open.
     """
 
-    def __init__(self, message: bytes, connection: "socket.socket", world: World) -> None:
+    def __init__(self, message: bytes, connection: "socket.socket", world: World, estates: "Estates") -> None:
         request = unpack_request(message)
         flags, rest = parse_flags(request.arguments)
         if rest != ["start"]:
@@ -49,6 +50,7 @@ class Birth:
         for name in NOT_FOR_SHIMS:
             self.params.environment.pop(name, None)
         self.listener, self.bundle_fd = start.claim(self.params)
+        self.estate = estates.take(self.params.bundle)  # of a shim that died there before it was looked after
         faults.point("keeper.claimed")
 
     def complete(self, spare: "socket.socket", pid: int) -> "Ward | None":
@@ -69,7 +71,10 @@ class Birth:
             self.abandon()
             raise
         try:
-            hand_over(spare, self.params, self.mask, self.changes, [self.listener.fileno(), self.bundle_fd])
+            passed = {name: fd for name, fd in self.estate.items() if is_passed(name)}
+            fds = [self.listener.fileno(), self.bundle_fd, *passed.values()]
+            held = (list(self.estate), list(passed), False) if self.estate else None
+            hand_over(spare, self.params, self.mask, self.changes, fds, held)
             faults.point("keeper.handed")
             self._say_handed()
         except OSError:  # it was killed just now: who asked starts another by itself
@@ -77,7 +82,7 @@ class Birth:
             return None
         finally:
             self.connection.close()
-        spares = {LISTENER: self.listener.detach(), LOCK: self.bundle_fd}
+        spares = {LISTENER: self.listener.detach(), LOCK: self.bundle_fd, **self.estate}
         return Ward(pid, self.params, self.mask, spare, spares)
 
     def _say_handed(self) -> None:
@@ -99,7 +104,8 @@ class Birth:
         """Leave bundle and address to whoever starts the shim instead."""
         os.unlink(self.params.socket_path)
         self.listener.close()
-        os.close(self.bundle_fd)
+        for fd in (self.bundle_fd, *self.estate.values()):
+            os.close(fd)
 
 
 class Succession:
@@ -124,7 +130,7 @@ class Succession:
         ward.succeed(spare, pid)
         faults.point("keeper.succession_begun")
         try:
-            hand_over(spare, ward.params, ward.mask, changes, fds, (list(ward.spares), list(passed)))
+            hand_over(spare, ward.params, ward.mask, changes, fds, (list(ward.spares), list(passed), True))
             faults.point("keeper.succession_handed")
         except OSError:
             pass  # it was killed just now: that is told, and then there will be another

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from typing import NoReturn, TypeAlias
 
     Changes: TypeAlias = "list[tuple[str, str | None]]"
-    Held: TypeAlias = "tuple[list[str], list[str]] | None"
+    Held: TypeAlias = "tuple[list[str], list[str], bool] | None"
 
 MESSAGE_MAX_BYTES = 1 << 20
 FDS_MAX = 253  # SCM_MAX_FD of the kernel: more come in no message
@@ -83,6 +83,6 @@ def put_on(handover: bytes, raw: bytes, fd: int) -> "tuple[Params, KeeperLink, i
     listener_fd, lock_fd, *more = (int.from_bytes(raw[at : at + 4], "little") for at in range(0, len(raw), 4))
     if held is None:
         return params, KeeperLink(fd, lock_fd=lock_fd), listener_fd
-    names, passed = held
+    names, passed, is_raised = held
     spares = {**dict.fromkeys(names, -1), **dict(zip(passed, more, strict=True))}
-    return params, KeeperLink(fd, spares, lock_fd=lock_fd, is_raised=True), listener_fd
+    return params, KeeperLink(fd, spares, lock_fd=lock_fd, is_raised=is_raised), listener_fd

@@ -16,6 +16,7 @@ from shim.core.wakeup import Wakeup
 from shim.keeper.adoption import adopt
 from shim.keeper.births import REFUSALS, Birth, Succession, refuse
 from shim.keeper.copy import MESSAGE_MAX_BYTES
+from shim.keeper.estates import Estates
 from shim.keeper.looks import children, ended_child, has_children, inode_of, younger_sibling
 from shim.keeper.nursery import Nursery
 from shim.keeper.orphans import Orphans
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 # A client sends its request as soon as it is connected; this many may be in between, each for so long.
 CLIENTS_MAX, REQUEST_S = 64, 5.0
 ACCEPTS_PER_TURN = 16
-FDS_MAX = 8  # of a request; an adoption has two
+FDS_ROOM = socket.CMSG_SPACE(8 * 4)  # of a request; an adoption has two
 WATCHERS_MAX = 16  # who wait for our end: a daemon, a test
 NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 NO_ROOM_S = 0.1
@@ -78,7 +79,9 @@ class Keeper:
             self.loop, {signal.SIGCHLD: self.reap, signal.SIGTERM: self._told_to_end, signal.SIGINT: self._told_to_end}
         )
         self.loop.register(self.listener.fileno(), READ, self._accept)
-        self.nursery = Nursery(self.loop, os.path.dirname(path), self.log, self._look_after)
+        look_after = lambda ward: self._watch(ward, self.shims)  # noqa: E731 - one that was born, or a successor
+        self.nursery = Nursery(self.loop, os.path.dirname(path), self.log, look_after)
+        self.estates = Estates(self.loop)
         self.pulses = PulseWatch(self.loop, self.wards, self.log, limits_of(os.environ))
         # After the first template is forked, which has no part in it.
         self.loop.pulse = begin_pulse(os.path.dirname(path), log, os.path.basename(path) + OF_KEEPER)
@@ -132,8 +135,7 @@ class Keeper:
     def _read(self, connection: socket.socket) -> None:
         fds: list[int] = []
         try:
-            room = socket.CMSG_SPACE(FDS_MAX * 4)
-            message, ancillary, flags, _address = connection.recvmsg(MESSAGE_MAX_BYTES, room, socket.MSG_CMSG_CLOEXEC)
+            message, ancillary, flags, _ = connection.recvmsg(MESSAGE_MAX_BYTES, FDS_ROOM, socket.MSG_CMSG_CLOEXEC)
             fds = take_fds(ancillary)
             if flags & socket.MSG_CTRUNC:
                 message = b""  # more than anybody sends, or we have no fds left: who hangs up is asked again
@@ -172,8 +174,10 @@ class Keeper:
             if verb == WATCH:
                 return self._let_watch(connection)
             if verb == ADOPT:
+                if self.estates.leave(message, fds, connection):
+                    return False
                 return self._adopt(adopt(message, fds, connection, self.world), fds)
-            birth = Birth(message, connection, self.world)
+            birth = Birth(message, connection, self.world, self.estates)
         except REFUSALS as error:
             if isinstance(error, OSError) and error.errno in NO_ROOM and verb == ADOPT:
                 self.log.warning(f"no room for one more shim: {error}")  # a shim that is refused stays away for long
@@ -238,10 +242,6 @@ class Keeper:
         self._shim_ended(ward, signal.SIGKILL, is_adopted=True)
         self.loop.call_soon(self._end_if_done)
 
-    def _look_after(self, ward: Ward) -> None:
-        """A shim was born, or a successor."""
-        self._watch(ward, self.shims)
-
     def _watch(self, ward: Ward, among: "dict[int, Ward]") -> None:
         ward.report, ward.judge = self.log.warning, self._judge_relief
         among[ward.pid] = ward
@@ -293,8 +293,7 @@ class Keeper:
 
     def _raise(self, ward: Ward) -> None:
         self.resting -= 1
-        again = lambda ward: self._raise_in(PAUSE_MAX_S, ward)  # noqa: E731
-        self.nursery.expect_successor(Succession(ward, self.log.error, again))
+        self.nursery.expect_successor(Succession(ward, self.log.error, lambda ward: self._raise_in(PAUSE_MAX_S, ward)))
 
     # --- children
 
@@ -388,6 +387,7 @@ class Keeper:
         self.wakeup.close()
         self.listener.close()
         self.nursery.close()
+        self.estates.close()
         for ward in self.wards().values():
             ward.close()
         for connection in (*self.clients, *self.watchers):

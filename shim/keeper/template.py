@@ -74,8 +74,9 @@ def hand_over(
 ) -> None:
     """Make a copy the shim of a container: it is told everything, and given its listener and its bundle's lock.
 
-    ``held``, of a successor: the names of all spares that were held for the one before it, and of those among them that
-    come along as further fds. Order: what does not fit one message comes before the one that is acted on.
+    ``held``, of a successor: the names of all spares that were held for the one before it, of those among them that
+    come along as further fds, and whether it is raised and not started. Order: what does not fit one message comes
+    before the one that is acted on.
     Raises: OSError when it is dead, or ends because this failed.
     """
     try:

@@ -89,7 +89,7 @@ class Ward:
         """
         if HANDOVER in self.spares:
             return {name: fd for name, fd in self.spares.items() if name not in (LISTENER, LOCK)}
-        return {name: fd for name, fd in self.spares.items() if name.endswith(NAMELESS) or name.startswith(CONNECTION)}
+        return {name: fd for name, fd in self.spares.items() if is_passed(name)}
 
     def read(self) -> bool:
         """Take every message that is there, also those of a shim that is dead; False at the end of them."""
@@ -208,6 +208,11 @@ class Ward:
         self.forget_pidfd()
         while self.spares:
             os.close(self.spares.popitem()[1])
+
+
+def is_passed(name: str) -> bool:
+    """Whether a spare can be opened by no name."""
+    return name.endswith(NAMELESS) or name.startswith(CONNECTION)
 
 
 def is_relieved(status: int) -> bool:

@@ -166,6 +166,7 @@ class Rejoin:
             connection.close()
             self._fail(error)
             return
+        self._spares.bequeath(connection)
         self._connection = connection
         self._loop.register(connection.fileno(), READ, self._answered)
         self._timer = self._loop.call_later(ANSWER_S, self._answered)

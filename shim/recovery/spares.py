@@ -71,6 +71,7 @@ class Spares:
         self._connection: socket.socket | None = None
         self._inherited = inherited or {}
         self._held: dict[str, int] = {}
+        self._bequeathed: list[str] = []
         self._waiting: list[str] = []  # names to hold, or to drop when they are not held any more
         # After those: each with the fd that goes with it, and what fires when the keeper has answered it.
         self._words: list[tuple[bytes, int | None, Signal | None]] = []
@@ -111,11 +112,25 @@ class Spares:
         connection.setblocking(False)
         self._connection = connection
         self._loop.register(connection.fileno(), READ, self._ready)
-        self._waiting = list(self._held)
+        self._waiting = [*self._held, *(name for name in self._bequeathed if name not in self._held)]
+        self._bequeathed.clear()
         self._words = [(SETTLED, None, None)] if self._is_settled else []
         for path, pidfd in self._pins.items():
             self._ask_pin(path, pidfd)
         self._send_waiting()
+
+    def bequeath(self, connection: socket.socket) -> None:
+        """Send what is held together with the question whether a keeper holds it: should we die meanwhile, it is there.
+
+        After the answer all of it is told again.
+        """
+        try:
+            for name, fd in self._held.items():
+                if name not in (LISTENER, LOCK) and not name.startswith(CONNECTION):
+                    _send(connection, HOLD + name.encode(), fd)
+                    self._bequeathed.append(name)
+        except OSError:
+            pass  # no room for more, or it is gone
 
     def hold(self, name: str, fd: int, *, is_known: bool = False) -> None:
         """Have a copy held. The fd stays the caller's, who drops the name before closing it.

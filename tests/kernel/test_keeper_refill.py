@@ -1,5 +1,6 @@
 """The keeper is killed at any time, and protection comes back: living shims get themselves another and refill it."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -8,9 +9,10 @@ import socket
 from shim import launch
 from shim.params import Params
 from shim.recovery.rejoin import pack_adoption
+from tests.support import leaks
 from tests.support.keeperbox import KeeperBox, copy_of_the_code, is_running, keepers_in, replace_text
 from tests.support.keptbox import KeptBox
-from tests.support.shimbox import NAMESPACE
+from tests.support.shimbox import NAMESPACE, ShimBox
 from tests.support.waiting import wait_until
 from ttrpc.api import shim
 from ttrpc.errors import ConnectionLost
@@ -78,6 +80,41 @@ def test_a_terminals_master_is_in_the_next_keeper() -> None:
         write_line(box, b"\x04")
 
         assert box.wait().exit_status == 42
+
+
+def test_a_terminal_outlives_a_shim_that_dies_before_the_next_keeper_has_read_its_request() -> None:
+    """Master and what was lifted are in the connection, for the shim that is started then."""
+    with KeptBox(["sh", "-c", f"trap 'echo >/hup' HUP; stty raw; {COUNTER[2]}"], terminal=True) as box:
+        log = os.path.join(box.folder, "c.log")
+        box.create(stdout=f"log://{log}?format=raw")
+        box.start()
+        wait_until(lambda: os.path.exists(log) and read(log), what="output")
+        (path,) = [entry.path for entry in os.scandir(box.keepers) if "." not in entry.name]
+        box.kill_keeper()
+        keeper = wait_until(lambda: starting_keepers(path), what="the next keeper")[0]
+        os.kill(keeper, signal.SIGSTOP)  # while it imports
+        wait_until(lambda: read("/proc/net/unix").count(path) > 1, what="the shim to have asked it")
+        ShimBox.kill_shim(box)
+        os.kill(keeper, signal.SIGCONT)
+        box.launch()
+        box.let_go()
+
+        assert box.wait().exit_status == 42
+        assert not os.path.exists(os.path.join(box.rootfs, "hup"))
+        lines = [int(line) for line in read(log).split()]
+        assert lines == list(range(1, len(lines) + 1))
+        assert "its terminal was lost" not in box.read("shim.log")
+
+
+def starting_keepers(path: str) -> list[int]:
+    """Those that do not yet call themselves so."""
+    found = []
+    for pid in leaks.pids():
+        with contextlib.suppress(OSError):
+            words = leaks.read(f"/proc/{pid}/cmdline").split("\0")
+            if path in words and is_running(pid):
+                found.append(pid)
+    return found
 
 
 def test_an_attached_stdin_is_in_the_next_keeper() -> None:
