@@ -155,9 +155,17 @@ def kill(daemon: "Daemon", container_id: str, signal: int, *, exec_id: str = "",
     Raises: CtlError when it cannot be known whether it arrived and a second one might do harm.
     """
     request = tasks.KillRequest(container_id=container_id, exec_id=exec_id, signal=signal, all=everyone)
+    is_second = False
 
     def attempt() -> bool:
-        daemon.attempt(TASKS, "Kill", request)
+        nonlocal is_second
+        was_sent, is_second = is_second, True
+        try:
+            daemon.attempt(TASKS, "Kill", request)
+        except StatusError as error:
+            # Of the first one: its end may not be on record yet, so looking would find it running.
+            if not was_sent or error.code != Code.NOT_FOUND:
+                raise
         return True
 
     def look() -> bool | None:

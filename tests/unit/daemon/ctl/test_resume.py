@@ -111,6 +111,12 @@ RESUMED = [
     ("killed, and over", kill(15), [("Kill", LOST), ("Get", state(process.STOPPED))], None),
     ("killed, and gone", kill(1), [("Kill", LOST), ("Get", MISSING)], None),
     ("a second TERM does no harm", kill(15), [("Kill", LOST), ("Get", state(process.RUNNING)), ("Kill", PID)], None),
+    (
+        "it has ended of the first, which is not on record yet",
+        kill(9),
+        [("Kill", LOST), ("Get", state(process.RUNNING)), ("Kill", MISSING)],
+        None,
+    ),
     ("deleted by the lost call", remove_record, [("Delete", LOST), ("Delete", MISSING)], None),
     ("was never there", remove_record, [("Delete", MISSING)], None),
 ]
@@ -131,6 +137,7 @@ REFUSALS = [
     ("exists without a loss", make_record, [("Create", EXISTS)], StatusError),
     ("a task of old", make_task, [("Create", LOST), OLD, ("Create", EXISTS), OLD], StatusError),
     ("vanished", start, [("Start", LOST), ("Get", MISSING)], CtlError),
+    ("nothing to kill", kill(9), [("Kill", MISSING)], StatusError),
     ("a second USR1 might do harm", kill(10), [("Kill", LOST), ("Get", state(process.RUNNING))], CtlError),
     ("dies of it each time", start, [("Start", LOST), ("Get", state(process.CREATED))] * 8, DaemonGone),
     ("dies of deleting", remove_record, [("Delete", LOST)] * 8, DaemonGone),
