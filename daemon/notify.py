@@ -2,6 +2,7 @@
 
 import array
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -13,7 +14,7 @@ STORED_NAME = "shimd"
 FIRST_LISTEN_FD = 3
 # The main process for a moment. Told to end meanwhile, it is us who are meant.
 _STAND_IN = """\
-import os, signal, socket, sys
+import array, os, select, signal, socket, sys
 address, pid = os.fsencode(sys.argv[1]), int(sys.argv[2])
 signal.signal(signal.SIGTERM, lambda *_: os.kill(pid, signal.SIGTERM))
 os.write(1, b".")
@@ -21,7 +22,13 @@ os.read(0, 1)
 told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 told.settimeout(2.0)
 told.sendto(b"MAINPID=%d" % pid, address)
+heard, until = os.pipe()
+told.sendmsg([b"BARRIER=1"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [until]))], 0, address)
+os.close(until)
+select.select([heard], [], [], 2.0)
 """
+# What systemd is told it hears late where it is busy; a process that is gone by then is no main process.
+_HEARD_S = 2.0
 
 
 class Notifier:
@@ -58,7 +65,7 @@ class Notifier:
         It looks when the main process changes, and takes one that is another's child for a guest from then on: a stop
         does not wait for its end. So another process is the main one for a moment, and names us again. If it fails at
         that, the unit's next start finds us and does the same. Returns whether it was asked for.
-        Blocks: some 20 ms; 2 s where nobody listens.
+        Blocks: some 20 ms; 4 s where nobody listens.
         """
         if not self._address.startswith("/"):
             return False
@@ -67,7 +74,19 @@ class Notifier:
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=nothing) as stand_in:
             assert stand_in.stdin is not None
             assert stand_in.stdout is not None
-            return bool(stand_in.stdout.read(1)) and self._send({"MAINPID": stand_in.pid})
+            return bool(stand_in.stdout.read(1)) and self._send({"MAINPID": stand_in.pid}) and self._wait_heard()
+
+    def _wait_heard(self) -> bool:
+        """Wait until all that was told has been heard. Blocks: at most _HEARD_S. Source: sd_notify(3), BARRIER=1."""
+        heard_fd, until_fd = os.pipe2(os.O_CLOEXEC)
+        try:
+            self._send({"BARRIER": 1}, until_fd)
+            os.close(until_fd)
+            poll = select.poll()
+            poll.register(heard_fd)
+            return bool(poll.poll(_HEARD_S * 1000))
+        finally:
+            os.close(heard_fd)
 
     def store(self, listener: socket.socket, name: str) -> bool:
         """Have the supervisor keep a socket for our next start (FDSTORE=1); false when it does not do that."""
