@@ -108,9 +108,13 @@ def codes_of(folder: str, lives: int) -> "list[CodeType]":
 def rehearse(folder: str, lives: int, prefix: str = "", enter: "Callable[[int], None]" = lambda _phase: None) -> None:
     """Play lives through, containerd's and our daemon's in turn. Blocks: some milliseconds for each.
 
-    ``enter`` is told which phase begins. Raises: whatever goes wrong on the stage.
+    ``enter`` is told which phase begins. Raises: whatever goes wrong on the stage; ProcessLookupError when our parent,
+    for whom it is done, has ended.
     """
+    parent = os.getppid()
     for number in range(lives):
+        if os.getppid() != parent:
+            raise ProcessLookupError("nobody is left to rehearse for")
         enter(0)
         is_containerds = bool(number % 2)
         stage = Stage(os.path.join(folder, prefix + str(number)), has_listener=is_containerds)

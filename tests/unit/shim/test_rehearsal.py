@@ -29,3 +29,12 @@ def test_only_what_nobody_holds_is_swept(tmp_path: "os.PathLike[str]", monkeypat
         os.close(fd)
 
     assert sorted(os.listdir(parent)) == sorted(map(os.path.basename, (used, young, other)))
+
+
+def test_a_rehearsal_ends_with_the_keeper_it_is_for(short_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    parents = iter([1, 2])
+    monkeypatch.setattr(rehearsal.os, "getppid", lambda: next(parents))
+    with pytest.raises(ProcessLookupError, match="nobody is left"):
+        rehearsal.rehearse(short_dir, 1000)
+
+    assert list(parents) == []
