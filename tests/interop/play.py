@@ -27,6 +27,7 @@ from ttrpc.errors import StatusError
 from ttrpc.service import methods
 from ttrpc.status import Code
 
+WAIT_FOR_GO = "until [ -e /tmp/go ]; do sleep 0.01; done"  # in a container; see `Play.make_file`
 TASK = "containerd.task.v2.Task"
 LONGEST_TEXT = 2000  # longer output is noted as its size and hash
 SETTLE_S = 10.0

@@ -6,14 +6,13 @@ containerd asks twice, and what it asks in parallel, is its own affair and no pa
 
 from typing import Any
 
-from tests.interop.play import Play
+from tests.interop.play import WAIT_FOR_GO, Play
 from tests.interop.scenario import scenario
 from tests.support.transcript import Entry, brief
 from tests.support.waiting import wait_until
 
 SHELL = "/bin/sh"
 UNANSWERED = ("Wait", "Shutdown")  # until there is an exit; because the shim may be gone first
-WAIT_FOR_GO = "until [ -e /tmp/go ]; do sleep 0.01; done"
 
 
 class Phases:

@@ -4,13 +4,12 @@ import contextlib
 import os
 import signal
 
-from tests.interop.play import Play
+from tests.interop.play import WAIT_FOR_GO, Play
 from tests.interop.scenario import scenario
 from tests.support.containerdbox import Client, listed
 from tests.support.waiting import wait_until
 
 SHELL = "/bin/sh"
-WAIT_FOR_GO = "until [ -e /tmp/go ]; do sleep 0.01; done"
 FLOOD_BYTES = 1_000_000  # well over what pipes and FIFOs hold
 LINE = b"0123456789abcdef\n"
 

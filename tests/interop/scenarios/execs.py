@@ -3,7 +3,7 @@
 import json
 import os
 
-from tests.interop.play import Play
+from tests.interop.play import WAIT_FOR_GO, Play
 from tests.interop.scenario import scenario
 from tests.support.waiting import wait_until
 
@@ -35,12 +35,13 @@ def exec_stdin(play: Play) -> None:
 
 @scenario(short=True)
 def exec_of_nothing(play: Play) -> None:
-    """An input that is empty: `ctr` tells its end too early or never, so the exec goes on until somebody does."""
+    """An input that is empty: `ctr` tells its end too early, too late or never. Somebody does; then it is read."""
     play.start("c1")
-    client = play.client(*play.exec_args("c1", "e1", (SHELL, "-c", "cat; exit 3")), stdin=b"")
+    client = play.client(*play.exec_args("c1", "e1", (SHELL, "-c", f"{WAIT_FOR_GO}; cat; exit 3")), stdin=b"")
     wait_until(lambda: (exec_ := play.state("c1", "e1")) is not None and exec_.pid, what="the exec to run")
     play.note_state("c1", "e1")
     play.tasks("CloseIO", container_id="c1", exec_id="e1", stdin=True)
+    play.make_file("go")
     play.note_result("e1", client.finish())
     play.remove("c1")
 

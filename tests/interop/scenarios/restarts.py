@@ -9,7 +9,7 @@ import os
 import signal
 from collections.abc import Callable
 
-from tests.interop.play import Play
+from tests.interop.play import WAIT_FOR_GO, Play
 from tests.interop.scenario import scenario
 from tests.support.containerdbox import Client
 from tests.support.waiting import wait_until
@@ -151,7 +151,7 @@ def exit_while_down(play: Play) -> None:
 def exec_exit_while_down(play: Play) -> None:
     """An exec ends while containerd is down: its status is there afterwards, and it can be deleted."""
     running(play)
-    script = "until [ -e /tmp/go ]; do sleep 0.01; done; exit 11"
+    script = f"{WAIT_FOR_GO}; exit 11"
     play.ctr("exec -d", *play.exec_args("c1", "e1", (SHELL, "-c", script), ("--detach",)))
     pid = play.pid_of("c1", "e1")
     play.box.kill()
@@ -168,7 +168,7 @@ def exec_exit_while_down(play: Play) -> None:
 @scenario(order="unwatched", recorded=True)
 def output_while_down(play: Play) -> None:
     """The container writes while containerd is down; the client that attaches afterwards gets it all."""
-    script = "until [ -e /tmp/go ]; do sleep 0.01; done; yes 0123456789 | head -c 50000; >/tmp/done; exec sleep 1000"
+    script = f"{WAIT_FOR_GO}; yes 0123456789 | head -c 50000; >/tmp/done; exec sleep 1000"
     play.start("c1", SHELL, "-c", script)
     play.box.kill()
     play.make_file("go")
