@@ -34,7 +34,7 @@ ANSWER_S = 2.0
 RUNC_PROGRAM = """#!/bin/sh
 gate() {{
     if [ -p "{traps}/runc.$1" ] && mv "{traps}/runc.$1" "{traps}/runc.$1.hit.$$"; then
-        cat "{traps}/runc.$1.hit.$$"
+        cat "{traps}/runc.$1.hit.$$" 2>/dev/null  # gone when somebody was let out before we stood in it
     fi
 }}
 if [ "$1" = hook ]; then gate "$2"; exit 0; fi
