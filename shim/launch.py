@@ -139,16 +139,30 @@ def start_by_keeper(path: bytes, stdin: bytes) -> bytes:
     except OSError as error:  # nobody is there
         outcome, text = STALE, str(error).encode()
     if outcome == STALE:
-        from shim.keeper.spawn import start_keeper
-
-        start_keeper(path)
-        try:
-            outcome, text = ask(path, request)
-        except OSError as error:
-            raise Unserved(f"a new one does not serve: {error}") from None
+        outcome, text = _ask_another(path, request)
     if outcome != OK:
         raise Unserved(text.decode(errors="replace"))
     return text
+
+
+def _ask_another(path: bytes, request: bytes) -> "tuple[bytes, bytes]":
+    """Start a keeper and ask it. One that listens there and does not answer is dying: another comes when it is gone.
+
+    Blocks: as `start_by_keeper`, and at most DYING_S for that one's end. Raises: Unserved.
+    """
+    import time
+
+    from shim.keeper.spawn import start_keeper
+
+    deadline = time.monotonic() + DYING_S
+    while True:
+        is_new = start_keeper(path)
+        try:
+            return ask(path, request)
+        except OSError as error:
+            if is_new or time.monotonic() >= deadline:
+                raise Unserved(f"a new one does not serve: {error}") from None
+        time.sleep(DYING_PAUSE_S)
 
 
 def ask(path: bytes, request: bytes) -> "tuple[bytes, bytes]":

@@ -27,10 +27,11 @@ class Busy(Unserved):
     """Another starts one just now."""
 
 
-def start_keeper(path: bytes, *, instead_of: int = 0, patience_s: float = LOCK_S) -> None:
+def start_keeper(path: bytes, *, instead_of: int = 0, patience_s: float = LOCK_S) -> bool:
     """Have a keeper listen at the path; it may still be importing when this returns, and who connects waits for it.
 
-    Nothing is done when one listens there already, unless its socket is the inode ``instead_of``.
+    Nothing is done when one listens there already, unless its socket is the inode ``instead_of``: then the value is
+    False, and what listens may be about to end.
     Blocks: at most ``patience_s`` for another who starts one. Raises: Unserved; Busy when that one takes longer.
     """
     name = os.fsdecode(path)
@@ -46,6 +47,7 @@ def start_keeper(path: bytes, *, instead_of: int = 0, patience_s: float = LOCK_S
             os.close(lock_fd)
     except OSError as error:
         raise Unserved(f"a keeper cannot be started: {error}") from None
+    return listener is not None
 
 
 def run_keeper(environment: "dict[bytes, bytes]") -> int:

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import socket
+import threading
 import time
 
 import pytest
@@ -57,6 +58,31 @@ def test_a_keeper_killed_while_it_hands_over_leaves_no_start_without_a_shim(step
 
         assert bundle.info().pid == bundle.shim_pid
         assert not keeper.is_alive(first)
+        assert COLD not in bundle.read("shim.log")
+
+
+def test_a_keeper_that_hangs_up_and_listens_a_little_longer_is_followed_by_another() -> None:
+    """A process that is killed closes its files one after the other: connections first, the listener last."""
+    with KeeperBox() as keeper:
+        path = launch.keeper_path({b"SHIMD_KEEPER": os.fsencode(keeper.directory)})
+        os.mkdir(keeper.directory, 0o700)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as dying:
+            dying.bind(path)
+            dying.listen()
+
+            def die() -> None:
+                for _ in range(6):  # asked, looked at and asked again, twice
+                    dying.accept()[0].close()
+                dying.close()
+
+            dies = threading.Thread(target=die)
+            dies.start()
+            bundle = keeper.bundle("c1")
+            bundle.start()
+            dies.join()
+
+        assert bundle.info().pid == bundle.shim_pid
+        assert keeper.is_parent_of(bundle.shim_pid)
         assert COLD not in bundle.read("shim.log")
 
 
