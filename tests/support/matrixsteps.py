@@ -165,7 +165,9 @@ def run_cell(box: MatrixBox, cell: Cell, scale: float) -> None:
     life.loses_shim = cell.step.startswith(SECOND)
     if life.loses_shim and SHIM not in cell.victims:
         life.victims = (*cell.victims, SHIM)
-    life.waits_for_strike = cell.relieves or cell.step.startswith(("log.", "rotate.", "takeover.", "keeper.s"))
+    life.waits_for_strike = cell.relieves or cell.step.startswith(
+        ("log.", "terminal.", "rotate.", "takeover.", "keeper.s")
+    )
     life.may_miss_exec = cell.step in UNPINNED and {KEEPER, SHIM} <= {*cell.victims}
     cell.is_bound = life.may_miss_exec or life.may_lose_output
     if cell.step in HOOKS:
