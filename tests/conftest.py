@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Generator, Iterator
 from typing import Any
 
+import hypothesis
 import pytest
 import trio
 import trio.testing
@@ -30,6 +31,8 @@ interrupted_key = pytest.StashKey[bool]()
 def pytest_configure(config: pytest.Config) -> None:
     # A shell ignores SIGINT for what it starts in the background, and children inherit that: Ctrl-C tests would hang.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    hypothesis.settings.register_profile("untimed", deadline=None)  # no test is about how fast the machine is
+    hypothesis.settings.load_profile("untimed")
     leaks.sweep_stale()
     session = leaks.begin()
     config.stash[session_key] = session

@@ -57,14 +57,14 @@ def test_mutations_of_each_seed_let_nothing_out(name: str) -> None:
 
 
 @seed(20240501)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=200))
 def test_bytes_out_of_nowhere_let_nothing_out(data: bytes) -> None:
     assert outcome(data) == ""
 
 
 @seed(20240502)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.sampled_from([b"\x01\x04", b"\x05\x02", b"\x02\x01"]),
     st.lists(st.tuples(st.integers(0, 9), st.integers(0, 4), st.integers(0, 7), st.binary(max_size=12)), max_size=12),

@@ -61,7 +61,7 @@ def texts(path: Path) -> str:
 # --- rotation ---------------------------------------------------------------------------------------------------------
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=25)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
 @given(
     st.lists(st.tuples(st.sampled_from(["stdout", "stderr"]), st.integers(1, 9000)), min_size=1, max_size=10),
     st.sampled_from(["json", "raw"]),

@@ -159,7 +159,7 @@ def test_a_raw_log_cannot_be_asked_for_times(loop: Loop, tmp_path: Path) -> None
 # --- following --------------------------------------------------------------------------------------------------------
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=20)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20)
 @given(
     st.lists(st.integers(1, 150), min_size=1, max_size=8),
     st.sampled_from(["json", "raw"]),
@@ -340,7 +340,7 @@ def _lines(data: bytes) -> list[bytes]:
     return [line + b"\n" for line in ended] + ([rest] if rest else [])
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(0, 3100), st.integers(1, 4000))
 def test_bisection_never_skips_a_record_that_was_asked_for(
     tmp_path_factory: pytest.TempPathFactory, since: int, width: int
