@@ -124,12 +124,7 @@ class Hub:
             for stream, data in self._recent(min(opening.replay_bytes, RING_BYTES)):
                 client.output(stream, data, None)
         self._count_in(client)
-        if self.exit_record is not None:
-            client.finish(self.exit_record)
-        else:
-            self._clients.append(client)
-            self.weigh()
-        return client
+        return self._join(client)
 
     def _recent(self, count: int) -> "list[tuple[str, bytes]]":
         if self.log is None:
@@ -167,8 +162,10 @@ class Hub:
         client = Client(self, call, api.AttachOpen.FromString(carried["opening"]))
         client.put_back(carried)
         self._count_in(client)
-        if client.is_finishing:
-            return client
+        return client if client.is_finishing else self._join(client)
+
+    def _join(self, client: "Client") -> "Client":
+        """It is told everything from now on, or that all is over."""
         if self.exit_record is not None:
             client.finish(self.exit_record)
         else:

@@ -20,6 +20,7 @@ from shim.streams.rotation import existing_files
 from shim.streams.spool import Book
 from shim.streams.stdio import Stdio, StdioRequest
 from shim.streams.targets import parse
+from tests.support.forked import fork
 from tests.support.streams import play, turn_until
 
 WRITER = """
@@ -166,22 +167,10 @@ def _copy_until_end(uri: str, fifo: str, ready: Callable[[], None]) -> None:
         loop.run_once(0.05)
 
 
-def _fork(work: Callable[[], None]) -> int:
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            work()
-            status = 0
-        finally:
-            os._exit(status)
-    return pid
-
-
 def _ends_within(work: Callable[[Callable[[], None]], None], lifetime_s: float) -> bool:
     """Let the process live that long after it was ready, then kill it; true when it had ended well by itself."""
     ready, told = os.pipe()
-    pid = _fork(lambda: work(lambda: os.close(told)))
+    pid = fork(lambda: work(lambda: os.close(told)))
     os.close(told)
     assert os.read(ready, 1) == b""  # at once: a poll would give it some milliseconds more
     os.close(ready)
@@ -204,7 +193,7 @@ def test_a_flood_leaves_the_loop_to_everybody_else(loop: Loop, tmp_path: Path, u
     stdio.open()
     out = stdio.child_ends()[1]
     assert out is not None
-    flood = _fork(lambda: _flood(out))
+    flood = fork(lambda: _flood(out))
     stdio.started()
     rounds = []
     turn_until(loop, lambda: stdio.log_bytes > 1 << 20)

@@ -24,6 +24,7 @@ from shim.streams import terminal
 from shim.streams.pumps import HELD_UP
 from shim.streams.rotation import existing_files
 from shim.streams.stdio import Stdio, StdioRequest
+from tests.support.forked import fork
 from tests.support.keptbox import KeptBox
 from tests.support.streams import play
 from tests.support.waiting import wait_until
@@ -117,18 +118,6 @@ def machines(tmp_path: Path) -> Iterator[Callable[[str, str], Machine]]:
     yield make
     for machine in made:
         machine.close()
-
-
-def fork(work: Callable[[], Any]) -> int:
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            work()
-            status = 0
-        finally:
-            os._exit(status)
-    return pid
 
 
 def killed_after(work: Callable[[Callable[[], None]], Any], lifetime_s: float) -> None:
