@@ -55,17 +55,21 @@ def test_the_limits_and_the_use_of_a_running_container(make_container: Any) -> N
     container.start()
     paths = container.paths
 
-    def burnt() -> bool:
-        made = metrics.read(paths)
-        if paths.is_v1:
-            return made.cpu.usage.total > QUOTA_US * 1000 and made.cpu.throttling.throttled_periods > 0  # type: ignore[union-attr]
-        return made.cpu.usage_usec > QUOTA_US and made.cpu.nr_throttled > 0  # type: ignore[union-attr]
+    def burnt() -> Any:
+        """Its figures, once the one process uses what it may.
 
-    wait_until(burnt, what="the container to use what it may, and be throttled")
-    made: Any = metrics.read(paths)
+        `runc start` is done before runc's own threads are: throttled as well, they stay a while, and count.
+        """
+        made: Any = metrics.read(paths)
+        if paths.is_v1:
+            throttled = made.cpu.usage.total > QUOTA_US * 1000 and made.cpu.throttling.throttled_periods > 0
+        else:
+            throttled = made.cpu.usage_usec > QUOTA_US and made.cpu.nr_throttled > 0
+        return made if throttled and made.pids.current == 1 else None
+
+    made: Any = wait_until(burnt, what="the container to be its program alone, use what it may, and be throttled")
 
     assert made.pids.limit == PIDS
-    assert made.pids.current == 1
     if paths.is_v1:
         assert made.memory.usage.limit == MEMORY_BYTES
         assert made.memory.hierarchical_memory_limit == MEMORY_BYTES
