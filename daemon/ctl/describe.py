@@ -66,10 +66,11 @@ def inspect(args: argparse.Namespace) -> int:
 
     found: list[Any] = []
     with open_daemon(args) as daemon:
-        failed = for_each(args.ids, lambda name: found.append(describe(daemon, name)), quiet=True)
+        failed = for_each(
+            args.ids, lambda name: found.append(_part(describe(daemon, name), args.part or "")), quiet=True
+        )
     if args.part:
-        parts = [_part(each, args.part) for each in found]
-        for part in parts:
+        for part in found:
             print(part if isinstance(part, str) else json.dumps(part, indent=2))
     else:
         print(json.dumps(found, indent=2))
@@ -92,7 +93,7 @@ def _part(found: "Any", path: str) -> "Any":
         ", ".join(found)
         if isinstance(found, dict)
         else f"0 to {len(found) - 1}"
-        if isinstance(found, list)
+        if isinstance(found, list) and found
         else "nothing"
     )
     raise CtlError(f"nothing is at {path!r} there; known: {known}", exit_code=1)

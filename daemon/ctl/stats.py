@@ -178,6 +178,7 @@ def stats(args: argparse.Namespace) -> int:
     """`shimctl stats`."""
     from daemon.ctl import resume
     from daemon.ctl.client import open_daemon
+    from daemon.ctl.each import for_each
     from daemon.ctl.tables import is_tty, terminal_width
 
     if args.interval <= 0:
@@ -185,12 +186,14 @@ def stats(args: argparse.Namespace) -> int:
     is_live = not args.no_stream
     is_redrawn = is_live and not args.json and is_tty(sys.stdout)
     with open_daemon(args) as daemon:
-        for name in args.ids:
-            resume.require_container(daemon, name)
-        before = measure(daemon, args.ids)
+        ids: list[str] = []
+        failed = for_each(args.ids, lambda name: ids.append(resume.require_container(daemon, name).id), quiet=True)
+        if failed and not ids:
+            return failed
+        before = measure(daemon, ids)
         time.sleep(min(ONE_SHOT_S, args.interval))
         while True:
-            now = measure(daemon, args.ids)
+            now = measure(daemon, ids)
             if args.json and not is_live:
                 print(json.dumps([as_json(each, before.get(each.id)) for each in now.values()], indent=2))
             elif args.json:
@@ -202,7 +205,7 @@ def stats(args: argparse.Namespace) -> int:
                 print("\x1b[H" + "\x1b[K\n".join(lines) + "\x1b[K\n\x1b[J" if is_redrawn else "\n".join(lines))
             sys.stdout.flush()
             if not is_live:
-                return 0
+                return failed
             before = now
             time.sleep(args.interval)
 

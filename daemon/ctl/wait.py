@@ -6,17 +6,23 @@ from daemon.ctl.commands import Command
 
 
 def wait(args: argparse.Namespace) -> int:
-    """`shimctl wait`: prints each exit code; ours is the first that is not 0."""
+    """`shimctl wait`: prints each exit code; ours is the first that is not 0, or that one could not be waited for."""
     from daemon.ctl import exits
     from daemon.ctl.client import open_daemon
+    from daemon.ctl.each import for_each
+    from daemon.ctl.errors import EXIT_FAILED
 
-    result = 0
+    codes: list[int] = []
     with open_daemon(args) as daemon:
-        for name in args.ids:
+
+        def wait_for(name: str) -> None:
             code = exits.wait_for(daemon, name, args.exec_id)
             print("unknown" if code is None else code, flush=True)
-            result = result or exits.answer(code, args.exec_id or name)
-    return result
+            codes.append(exits.answer(code, args.exec_id or name))
+
+        if for_each(args.ids, wait_for, quiet=True):
+            return EXIT_FAILED  # what was printed is not one line for each id
+    return next((code for code in codes if code), 0)
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +36,7 @@ WAIT = Command(
 Wait until containers have ended; print the exit code of each and exit with the first that is not 0. 128 + N stands
 for signal N; a status that is lost for good prints `unknown` and exits with 123. The daemon may be restarted meanwhile,
 and a container that ended while it was down, or whose task is deleted already, is answered from the exit records.
+One that never was is told on stderr, the others are waited for all the same, and the end is 125.
 """,
     examples="""\
   shimctl wait job

@@ -153,6 +153,20 @@ def test_wait_for_nothing_is_an_error_of_its_own_code(ctlbox: CtlBox) -> None:
     assert "never-was" in done.stderr
 
 
+def test_wait_answers_for_those_that_are_there_and_tells_of_the_others(ctlbox: CtlBox) -> None:
+    for name, code in (("w0", "0"), ("w3", "3")):
+        ctlbox.detached(name, "sh", "-c", f"exit {code}")
+    try:
+        done = ctlbox.ctl.run("wait", "never-was", "w3", "nor-this", "w0")
+        assert (done.returncode, done.stdout) == (125, "3\n0\n")
+        assert [line.split()[5] for line in done.stderr.splitlines() if line.startswith("shimctl: nothing to")] == [
+            "never-was",
+            "nor-this",
+        ]
+    finally:
+        ctlbox.remove("w0", "w3")
+
+
 def test_wait_goes_on_until_the_end(ctlbox: CtlBox) -> None:
     ready(ctlbox, "slow", OBEDIENT)
     try:

@@ -139,7 +139,9 @@ def test_inspect_has_the_record_the_task_the_exits_and_the_shim(box: CtlBox) -> 
 def test_inspect_of_a_part(box: CtlBox) -> None:
     assert box.ctl.output("inspect", "--part", "exits.-1.code", "done") == "42\n"
     assert box.ctl.output("inspect", "--part", "container.labels.team", "web") == "a\n"
-    assert box.ctl.run("inspect", "--part", "no.such", "web").returncode == 1
+    done = box.ctl.run("inspect", "--part", "exits.-1.code", "web", "done")
+    assert (done.returncode, done.stdout) == (1, "42\n")
+    assert "web: nothing is at '-1.code' there; known: nothing" in done.stderr
 
 
 def test_inspect_of_one_that_is_not_there_shows_the_others(box: CtlBox) -> None:
@@ -277,6 +279,14 @@ def test_stats_once(box: CtlBox) -> None:
     assert lines(table)[0].startswith("ID")
     assert "/ 64MiB" in lines(table)[1]
     assert len(lines(table)) == 2
+
+
+def test_stats_of_some_that_are_not_there_shows_the_others(box: CtlBox) -> None:
+    done = box.ctl.run("stats", "--no-stream", "missing", "idle")
+    assert (done.returncode, [line.split()[0] for line in lines(done.stdout)]) == (1, ["ID", "idle"])
+    assert "no container 'missing'" in done.stderr
+    done = box.ctl.run("stats", "missing", "nor-this")  # nothing to look at: it ends
+    assert (done.returncode, done.stdout, done.stderr.count("no container")) == (1, "", 2)
 
 
 def test_stats_live_as_json_lines(box: CtlBox) -> None:
