@@ -17,9 +17,10 @@ Description=shimd, a container supervisor
 # With the socket unit, systemd holds the socket: who connects while shimd is away waits, and is served when it is back.
 Wants=shimd.socket
 After=network.target local-fs.target shimd.socket
-# Killed again and again it comes back each time, but what fails at every start is left failed, for somebody to look at.
+# Whatever keeps it from starting, it is tried again for ever: Restart= makes 30 starts a minute at most. The limit ends
+# what is left: a client that waits at the socket has what cannot start (78, below) started again at once.
 StartLimitIntervalSec=60
-StartLimitBurst=10
+StartLimitBurst=40
 
 [Service]
 Type=notify
@@ -33,7 +34,7 @@ Environment=SHIMD_FDSTORE=4
 # Stopping or losing the daemon never touches a container: only the main process is signalled.
 KillMode=process
 Restart=always
-RestartSec=1
+RestartSec=2
 # EX_CONFIG: a configuration or a store that it cannot use. Another try would find the same.
 RestartPreventExitStatus=78
 WatchdogSec=60

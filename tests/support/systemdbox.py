@@ -76,7 +76,8 @@ class SystemdBox:
         try:
             self.pid = wait_until(self._find_pid_1, deadline_s=BOOT_S, what="systemd to be PID 1")
             wait_until(self._is_up, deadline_s=BOOT_S, what="systemd to be up")
-            self.systemctl("start", "systemd-journald.socket")
+            # PID 1 logs to the journal once its service runs; the socket alone would have it begin with our first line.
+            self.systemctl("start", "systemd-journald.socket", "systemd-journald.service")
             self.systemctl("log-target", "journal-or-kmsg")
         except BaseException as error:
             error.add_note(f"systemd's own words: {self.boot_log()}")
