@@ -98,7 +98,8 @@ def one(box: KeptBox, client: BlockingClient, exec_id: str) -> int:
     client.call(TASK, "Exec", box.exec_request(exec_id, ["sh", "-c", f"exit {STATUS}"]), timeout_s=60)
     client.call(TASK, "Start", task.StartRequest(id=box.id, exec_id=exec_id), timeout_s=60)
     client.call(TASK, "Wait", task.WaitRequest(id=box.id, exec_id=exec_id), timeout_s=60)
-    return client.call(TASK, "Delete", task.DeleteRequest(id=box.id, exec_id=exec_id), timeout_s=60).exit_status
+    deleted = client.call(TASK, "Delete", task.DeleteRequest(id=box.id, exec_id=exec_id), timeout_s=60)
+    return int(deleted.exit_status)
 
 
 def look(box: KeptBox, execs: int) -> dict[str, object]:

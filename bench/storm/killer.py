@@ -42,10 +42,11 @@ class Landlord:
     def _watch(self) -> None:
         while not self._over.wait(0.02):
             process = self.daemon.process
-            if process is None or process.poll() is None:
+            code = process.poll() if process is not None else None
+            if code is None:
                 continue
-            if process.returncode != -signal.SIGKILL:
-                self.exits.append(process.returncode)
+            if code != -signal.SIGKILL:
+                self.exits.append(code)
             if self._over.wait(RESTART_S):
                 return
             self.daemon.start()

@@ -125,11 +125,7 @@ def list_exits(
     connection: sqlite3.Connection, ns: str, container_id: str, exec_id: str | None, limit: int
 ) -> list[StoredExit]:
     """The newest ``limit`` exits (0: all) of a container ('': of the namespace), oldest first."""
-    where, values = "ns = ?", [ns]
-    if container_id:
-        where, values = f"{where} AND container_id = ?", [*values, container_id]
-    if exec_id is not None:
-        where, values = f"{where} AND exec_id = ?", [*values, exec_id]
+    where, values = _where(("ns", ns), ("container_id", container_id or None), ("exec_id", exec_id))
     rows = connection.execute(
         "SELECT seq, container_id, incarnation, exec_id, record FROM exits "  # noqa: S608 - constants
         f"WHERE {where} ORDER BY seq DESC LIMIT ?",
@@ -142,11 +138,7 @@ def current_exits(
     connection: sqlite3.Connection, ns: str, container_id: str, exec_id: str | None, limit: int
 ) -> list[StoredExit]:
     """As `list_exits`, but only of containers that are on record, and of each process its newest exit."""
-    where, values = "containers.ns = ?", [ns]
-    if container_id:
-        where, values = f"{where} AND containers.id = ?", [*values, container_id]
-    if exec_id is not None:
-        where, values = f"{where} AND exec_id = ?", [*values, exec_id]
+    where, values = _where(("containers.ns", ns), ("containers.id", container_id or None), ("exec_id", exec_id))
     rows = connection.execute(
         "SELECT seq, container_id, incarnation, exec_id, record FROM exits WHERE seq IN ("  # noqa: S608 - constants
         "SELECT max(exits.seq) FROM containers "
@@ -155,6 +147,12 @@ def current_exits(
         (*values, limit or -1),
     ).fetchall()
     return [StoredExit(*row) for row in reversed(rows)]
+
+
+def _where(*columns: tuple[str, str | None]) -> tuple[str, list[str]]:
+    """The condition that each of these columns has its value, and the values; None: any will do."""
+    given = [(name, value) for name, value in columns if value is not None]
+    return " AND ".join(f"{name} = ?" for name, _ in given), [value for _, value in given]
 
 
 def prune_exits(connection: sqlite3.Connection, keep_count: int, limit: int = 5000) -> int:

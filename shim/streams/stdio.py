@@ -325,7 +325,7 @@ class Stdio:
 
     # --- the end
 
-    def drain(self, deadline_s: float = 2.0) -> "Handler":
+    def drain(self, deadline_s: float) -> "Handler":
         """After the exit: move on what the process wrote before it, for at most this long.
 
         A process it left behind may write on: only what was there when it exited is waited for.

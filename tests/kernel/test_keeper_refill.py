@@ -29,9 +29,7 @@ def read(path: str) -> str:
 
 
 def write_line(box: KeptBox, text: bytes) -> None:
-    attach = box.connect().open_stream(SHIM, "Attach", None)
-    attach.send(shim.AttachInput(open=shim.AttachOpen(stdin=True)))
-    attach.send(shim.AttachInput(stdin=text))
+    box.attach(stdin=True).send(shim.AttachInput(stdin=text))
 
 
 def count_fds(pids: list[int]) -> list[int]:

@@ -162,9 +162,7 @@ def test_what_only_its_memory_had_goes_along() -> None:
         streams = dict.fromkeys(("stdin", "stdout", "stderr"), "attach:")
         box.add_exec("e", ["sh", "-c", "echo early; while [ ! -e /go ]; do usleep 10000; done; md5sum"], **streams)
         data, client = b"0123456789abcdef" * 10000, box.connect()
-        stream = client.open_stream(SHIM, "Attach")
-        stream.send(shim.AttachInput(open=shim.AttachOpen(exec_id="e", stdin=True, output=True)))
-        assert stream.receive(timeout_s=20).HasField("opened")
+        stream = box.attach("e", client=client, stdin=True, output=True)
         box.start("e")
         stream.send(shim.AttachInput(stdin=data))
         assert stream.receive(timeout_s=20).stdout == b"early\n"
@@ -172,8 +170,7 @@ def test_what_only_its_memory_had_goes_along() -> None:
         box.call("CloseIO", task.CloseIORequest(id=box.id, exec_id="e", stdin=True))
         upgrade(box)
         wait_relieved(box)
-        again = box.connect().open_stream(SHIM, "Attach")
-        again.send(shim.AttachInput(open=shim.AttachOpen(exec_id="e", output=True, replay_bytes=1000)))
+        again = box.attach("e", output=True, replay_bytes=1000)
         box.let_go()
         told = b""
         while (message := again.receive(timeout_s=20)) is not None:
@@ -214,11 +211,9 @@ def test_who_is_attached_or_follows_notices_nothing() -> None:
         log = f"log://{box.folder}/log?format=json"
         box.create(stdin="attach:", stdout=log, stderr=log)
         box.start()
-        attach = box.connect().open_stream(SHIM, "Attach")
+        attach = box.attach(stdin=True, output=True)
         logs = box.connect().open_stream(SHIM, "Logs", shim.LogsRequest(follow=True))
         follow = box.connect().open_stream(SHIM, "Follow", shim.FollowRequest())
-        attach.send(shim.AttachInput(open=shim.AttachOpen(stdin=True, output=True)))
-        assert attach.receive(timeout_s=20).HasField("opened")
         assert [follow.receive(timeout_s=20).seq for _ in range(2)] == [1, 2]
         for number in range(2):
             attach.send(shim.AttachInput(stdin=b"%d\n" % number))

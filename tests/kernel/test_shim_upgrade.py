@@ -234,17 +234,14 @@ def test_input_that_was_not_read_yet_and_an_unfinished_line_of_a_terminal() -> N
             stderr="attach:",
         )
         data, client = b"0123456789abcdef" * 10000, box.connect()
-        stream = client.open_stream(SHIM, "Attach")
-        stream.send(shim.AttachInput(open=shim.AttachOpen(exec_id="e", stdin=True, output=True)))
-        assert stream.receive(timeout_s=20).HasField("opened")
+        stream = box.attach("e", client=client, stdin=True, output=True)
         box.start("e")
         stream.send(shim.AttachInput(stdin=data))
         client.call(SHIM, "Info", shim.InfoRequest(), timeout_s=20)  # comes after it
         upgrade(box)
         box.call("CloseIO", task.CloseIORequest(id=box.id, exec_id="e", stdin=True))
         upgrade(box)
-        again = box.connect().open_stream(SHIM, "Attach")
-        again.send(shim.AttachInput(open=shim.AttachOpen(exec_id="e", output=True, replay_bytes=1000)))
+        again = box.attach("e", output=True, replay_bytes=1000)
         box.let_go()
         told = b""
         while (message := again.receive(timeout_s=20)) is not None:

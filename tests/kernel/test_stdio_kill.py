@@ -20,6 +20,7 @@ from shim.streams.rotation import existing_files
 from shim.streams.spool import Book
 from shim.streams.stdio import Stdio, StdioRequest
 from shim.streams.targets import parse
+from shim.task.exits import DRAIN_S
 from tests.support.forked import fork
 from tests.support.streams import play, turn_until
 
@@ -65,7 +66,7 @@ def test_every_byte_of_both_streams_is_in_the_log_in_order(loop: Loop, tmp_path:
     pid = write_lines(count, batch, stdio.child_ends())
     stdio.started()
     turn_until(loop, lambda: os.waitpid(pid, os.WNOHANG)[0], deadline_s=60)
-    play(loop, stdio.drain())
+    play(loop, stdio.drain(DRAIN_S))
     stdio.close()
 
     out, err = expected(count, batch)

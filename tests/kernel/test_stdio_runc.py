@@ -34,10 +34,8 @@ class Attached:
     """One attach stream on a connection of its own, as a client opens it."""
 
     def __init__(self, box: ShimBox, **opening: Any) -> None:
-        self.stream = box.connect().open_stream(SHIM, "Attach", None)
-        self.stream.send(shim.AttachInput(open=shim.AttachOpen(**opening)))
+        self.stream = box.attach(**opening)
         self.outputs: list[Any] = []
-        assert self.receive().WhichOneof("output") == "opened"
 
     def receive(self) -> Any:
         message = self.stream.receive(timeout_s=CALL_S)

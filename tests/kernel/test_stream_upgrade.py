@@ -65,11 +65,7 @@ class Heard:
 
 
 def attach(box: ShimBox, exec_id: str = "", **opening: Any) -> Heard:
-    opening = {"stdin": True, "output": True, **opening}
-    first = shim.AttachInput(open=shim.AttachOpen(exec_id=exec_id, **opening))
-    heard = Heard(box.connect().open_stream(SHIM, "Attach", first))
-    assert heard.stream.receive(timeout_s=20).HasField("opened")
-    return heard
+    return Heard(box.attach(exec_id, **{"stdin": True, "output": True, **opening}))
 
 
 def run(box: KeptBox, args: list[str], *, terminal: bool = False, **opening: Any) -> Heard:
@@ -142,9 +138,7 @@ def test_half_a_message_and_a_call_on_the_same_connection(box: KeptBox) -> None:
     box.start()
     box.add_exec("e", ECHO, **ATTACHED)
     client = box.connect()
-    heard = Heard(client.open_stream(SHIM, "Attach"))
-    heard.stream.send(shim.AttachInput(open=shim.AttachOpen(exec_id="e", stdin=True, output=True)))
-    assert heard.stream.receive(timeout_s=20).HasField("opened")
+    heard = attach(box, "e", client=client)
     box.start("e")
     waits = client.open_stream(TASK, "Wait", task.WaitRequest(id=box.id, exec_id="e"))
     core: Connection = client._connection
@@ -165,9 +159,7 @@ def test_the_caller_of_the_upgrade_may_be_attached_on_the_same_connection(box: K
     box.start()
     box.add_exec("e", ECHO, **ATTACHED)
     client = box.connect()
-    heard = Heard(client.open_stream(SHIM, "Attach"))
-    heard.stream.send(shim.AttachInput(open=shim.AttachOpen(exec_id="e", stdin=True, output=True)))
-    assert heard.stream.receive(timeout_s=20).HasField("opened")
+    heard = attach(box, "e", client=client)
     box.start("e")
     answer = client.call(SHIM, "Upgrade", shim.UpgradeRequest(patience_ms=60_000), timeout_s=60)
     say(heard, b"still here\n")

@@ -67,9 +67,7 @@ def test_attached_stdin_never_ends_by_a_shims_death() -> None:
         box.start()
         for word in (b"one\n", b"two\n", b"three\n"):
             box.kill_shim()
-            attach = box.client.open_stream(SHIM, "Attach", None)
-            attach.send(shim.AttachInput(open=shim.AttachOpen(stdin=True)))
-            attach.send(shim.AttachInput(stdin=word))
+            box.attach(client=box.client, stdin=True).send(shim.AttachInput(stdin=word))
             wait_until(lambda word=word: b"got " + word in _read(log), what="the echo")
         box.call("CloseIO", task.CloseIORequest(id=box.id, stdin=True))
 
@@ -102,9 +100,7 @@ def test_terminal_lives_on() -> None:
 
 
 def _type(box: KeptBox, exec_id: str, text: bytes) -> None:
-    attach = box.connect().open_stream(SHIM, "Attach", None)
-    attach.send(shim.AttachInput(open=shim.AttachOpen(stdin=True, exec_id=exec_id)))
-    attach.send(shim.AttachInput(stdin=text))
+    box.attach(exec_id, stdin=True).send(shim.AttachInput(stdin=text))
 
 
 def test_no_connection_is_refused_between_the_two() -> None:

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Self
 
 from tests.support import leaks
 from tests.support.rootfs import make_rootfs
@@ -186,6 +186,13 @@ class ShimBox:
         """A Wait that is under way; its `receive` gives the answer."""
         return (client or self.client).open_stream(TASK, "Wait", task.WaitRequest(id=self.id, exec_id=exec_id))
 
+    def attach(self, exec_id: str = "", *, client: BlockingClient | None = None, **opening: Any) -> Any:
+        """An attach stream, open, on a connection of its own or this client's. ``opening``: fields of AttachOpen."""
+        stream = (client or self.connect()).open_stream(SHIM, "Attach")
+        stream.send(shim.AttachInput(open=shim.AttachOpen(exec_id=exec_id, **opening)))
+        assert stream.receive(timeout_s=CALL_S).HasField("opened")
+        return stream
+
     def delete(self, exec_id: str = "") -> Any:
         return self.call("Delete", task.DeleteRequest(id=self.id, exec_id=exec_id))
 
@@ -301,7 +308,7 @@ class ShimBox:
         shutil.rmtree(self.folder)
         shutil.rmtree(self.bundle, ignore_errors=True)
 
-    def __enter__(self) -> "ShimBox":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_failure: object) -> None:

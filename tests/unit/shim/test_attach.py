@@ -13,6 +13,7 @@ from shim.streams.attach import BEHIND_BYTES
 from shim.streams.outlets import LIMIT_BYTES
 from shim.streams.ring import RING_BYTES, Ring
 from shim.streams.stdio import Stdio, StdioRequest
+from shim.task.exits import DRAIN_S
 from tests.support.streams import FakeCall, play, turn, turn_until
 from ttrpc.api import shim as api
 from ttrpc.errors import StatusError
@@ -52,7 +53,7 @@ class Process:
 
     def exits(self) -> None:
         self.close()
-        play(self.loop, self.stdio.drain())
+        play(self.loop, self.stdio.drain(DRAIN_S))
         self.stdio.exited(EXIT)
 
     def close(self) -> None:

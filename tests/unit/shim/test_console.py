@@ -17,6 +17,7 @@ from shim.core.loop import Loop
 from shim.core.pipes import waiting_bytes
 from shim.streams.console import SUN_PATH_BYTES, ConsoleSocket
 from shim.streams.stdio import Stdio, StdioRequest
+from shim.task.exits import DRAIN_S
 from tests.support.streams import FakeCall, play, turn, turn_until
 from ttrpc.api import shim as api
 from ttrpc.errors import StatusError
@@ -71,7 +72,7 @@ class Terminal:
 
     def exits(self) -> None:
         os.close(self.slave)
-        play(self.loop, self.stdio.drain())
+        play(self.loop, self.stdio.drain(DRAIN_S))
         self.stdio.exited(api.ExitRecord(pid=1, code=0))
 
 

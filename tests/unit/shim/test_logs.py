@@ -18,6 +18,7 @@ from shim.streams.logs import LogFollower
 from shim.streams.stamps import Stamper
 from shim.streams.stdio import Stdio, StdioRequest
 from shim.streams.targets import parse
+from shim.task.exits import DRAIN_S
 from tests.support.streams import FakeCall, child_output, play, turn, turn_until
 from ttrpc.api import shim as api
 from ttrpc.api import wkt
@@ -208,7 +209,7 @@ def test_a_follower_wakes_by_the_write_and_ends_with_the_process(loop: Loop, tmp
     turn_until(loop, lambda: call.data() == b"one\n", deadline_s=2)
     os.write(out, b"two\nthe end")
     os.close(out)
-    play(loop, stdio.drain())
+    play(loop, stdio.drain(DRAIN_S))
     stdio.exited(api.ExitRecord(pid=1, code=0))
     turn_until(loop, lambda: call.finished)
 

@@ -14,6 +14,7 @@ from shim.core.pipes import waiting_bytes
 from shim.streams import pumps
 from shim.streams.rotation import existing_files
 from shim.streams.stdio import Stdio, StdioRequest
+from shim.task.exits import DRAIN_S
 from tests.support.streams import FakeCall, child_output, play, turn, turn_until
 from ttrpc.api import shim as api
 from ttrpc.errors import StatusError
@@ -68,7 +69,7 @@ def test_empty_uris_are_dev_null_for_the_process(loop: Loop, io_dir: str) -> Non
 
     assert stdio.child_ends() == (None, None, None)
     stdio.started()
-    play(loop, stdio.drain())
+    play(loop, stdio.drain(DRAIN_S))
     stdio.close()
     assert os.listdir(io_dir) == []
 
@@ -86,7 +87,7 @@ def test_a_json_log_takes_both_streams(loop: Loop, io_dir: str, tmp_path: Path) 
     os.write(out, b"day")
     os.close(out)
     os.close(err)
-    play(loop, stdio.drain())
+    play(loop, stdio.drain(DRAIN_S))
     stdio.exited(exited())
 
     shapes = [line.rpartition('"time":"')[0] for line in log.read_text().splitlines()]
@@ -114,7 +115,7 @@ def test_a_raw_log_is_appended_to_byte_by_byte(loop: Loop, io_dir: str, tmp_path
     data = bytes(range(256)) * 400
     os.write(out, data)
     os.close(out)
-    play(loop, stdio.drain())
+    play(loop, stdio.drain(DRAIN_S))
     stdio.close()
 
     assert log.read_bytes() == b"before\n" + data
@@ -135,7 +136,7 @@ def test_a_raw_log_is_spliced_also_while_somebody_is_attached(
     data = b"".join(b"%06d\n" % number for number in range(9000))
     os.write(out, data)
     os.close(out)
-    play(loop, stdio.drain())
+    play(loop, stdio.drain(DRAIN_S))
     monkeypatch.undo()
     stdio.close()
 
@@ -180,7 +181,7 @@ def test_two_containers_may_append_to_one_file(loop: Loop, io_dir: str, tmp_path
         turn(loop, 1)
     for stdio, out in zip(stdios, outs, strict=True):
         os.close(out)
-        play(loop, stdio.drain())
+        play(loop, stdio.drain(DRAIN_S))
         stdio.close()
 
     assert sorted(log.read_bytes().splitlines()) == sorted(b"%c%d" % (name, n) for name in b"ab" for n in range(20))
@@ -280,7 +281,7 @@ def test_an_execs_output_is_copied_and_ends_with_the_exec(loop: Loop, io_dir: st
     stdio.started()
 
     os.write(left_behind, b"before the exit\n")
-    play(loop, stdio.drain())
+    play(loop, stdio.drain(DRAIN_S))
     stdio.exited(exited())
     assert os.read(reader, 100) == b"before the exit\n"
     stdio.close()
@@ -407,7 +408,7 @@ def test_many_small_writes_of_an_exec_fit_its_clients_fifo_unread(loop: Loop, io
     turn_until(loop, lambda: stdio.log_bytes == 4000)
     assert waiting_bytes(out) == 0
     os.close(out)
-    play(loop, stdio.drain())
+    play(loop, stdio.drain(DRAIN_S))
     stdio.close()
 
     assert os.read(reader, 10_000) == b"".join(b"%03d\n" % number for number in range(1000))
@@ -479,7 +480,7 @@ def test_drain_does_not_wait_for_a_process_left_behind(loop: Loop, io_dir: str, 
     os.write(out, b"x" * 300_000)
 
     began = loop.clock()
-    play(loop, stdio.drain())
+    play(loop, stdio.drain(DRAIN_S))
 
     assert loop.clock() - began < 1.5
     assert log.stat().st_size == 300_000
