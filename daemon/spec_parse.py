@@ -13,6 +13,10 @@ CPU_PERIOD_US = 100_000
 CPU_QUOTA_MIN_US = 1_000
 # (uid_t)-1 means "leave unchanged" in setresuid(2), so the largest usable id is one below.
 ID_MAX = 2**32 - 2
+# The runtime itself is in the cgroup while it makes the container, and needs 2 to 3 MiB (runc 1.1); docker's least.
+MEMORY_MIN_BYTES = 6 * 2**20
+# The spec's limits are int64 (OCI runtime spec, LinuxMemory).
+_SIZE_MAX = 2**63 - 1
 
 _UNITS = {"": 1, "b": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40, "p": 2**50}
 
@@ -66,7 +70,17 @@ def parse_memory(text: str) -> int:
         raise SpecError(f"memory {text!r} is no size: write a number with b, k, m, g or t, such as 512m")
     if amount <= 0:
         raise SpecError(f"memory {text!r} must be more than zero")
+    if amount * scale > _SIZE_MAX:
+        raise SpecError(f"memory {text!r} is more than there can be; the unit is b, k, m, g or t, as in 512m")
     return int(amount * scale)
+
+
+def parse_memory_limit(text: str) -> int:
+    """As `parse_memory`, for what a container may use: less than the runtime itself needs is refused."""
+    size = parse_memory(text)
+    if size < MEMORY_MIN_BYTES:
+        raise SpecError(f"memory {text!r} is too little for a container to be made in: the least is 6m, as with docker")
+    return size
 
 
 def parse_memory_swap(text: str) -> int:

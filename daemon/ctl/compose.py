@@ -76,7 +76,7 @@ def _from_rootfs(args: "argparse.Namespace", container_id: str, command: "Sequen
         hostname=args.hostname,
         mounts=[spec.parse_mount(text) for text in [*args.mount, *map(_absolute_volume, args.volume)]],
         read_only=args.read_only,
-        memory_bytes=spec.parse_memory(args.memory) if args.memory else None,
+        memory_bytes=spec.parse_memory_limit(args.memory) if args.memory else None,
         memory_swap_bytes=spec.parse_memory_swap(args.memory_swap) if args.memory_swap else None,
         cpu_quota_us=quota_us,
         cpu_period_us=period_us,

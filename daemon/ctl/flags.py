@@ -82,7 +82,7 @@ def _limits(group: "argparse._ArgumentGroup") -> None:
 
 def limit_options(group: "argparse._ArgumentGroup") -> None:
     """Memory and CPU limits, which `update` takes as well."""
-    group.add_argument("-m", "--memory", metavar="SIZE", help="such as 512m or 1.5g")
+    group.add_argument("-m", "--memory", metavar="SIZE", help="such as 512m or 1.5g; 6m at least")
     group.add_argument("--memory-swap", metavar="SIZE", help="memory and swap together; -1 for no limit")
     group.add_argument("--cpus", metavar="N", help="how many CPUs' worth of time, such as 1.5")
     group.add_argument(

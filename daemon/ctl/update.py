@@ -24,7 +24,7 @@ def resources_of(args: argparse.Namespace) -> "dict[str, Any]":
     memory: dict[str, int] = {}
     cpu: dict[str, int | str] = {}
     if args.memory:
-        memory["limit"] = spec.parse_memory(args.memory)
+        memory["limit"] = spec.parse_memory_limit(args.memory)
     if args.memory_swap:
         memory["swap"] = spec.parse_memory_swap(args.memory_swap)
     if args.cpus:

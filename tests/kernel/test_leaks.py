@@ -14,6 +14,7 @@ import pytest
 from tests.support import leaks
 from tests.support.source import ROOT
 from tests.support.waiting import wait_until
+from tests.support.workers import Places
 
 
 @pytest.fixture
@@ -164,14 +165,21 @@ def a_session(name: str) -> str:
 
 
 def test_workers_see_nothing_of_each_other_and_what_each_leaves_is_told(short_dir: str) -> None:
-    """Two files on two workers. One starts what outlives it, the other waits for that, and never sees it."""
+    """Two files on two workers. One starts what outlives it, the other waits for that, and never sees it.
+
+    The folders that each has of its own are on the machine afterwards only if they were before.
+    """
     for name, text in WORKERS.items():
         with open(f"{short_dir}/{name}", "w", encoding="ascii") as file:
             file.write(text.replace("PLACE", short_dir))
     words = ["-m", "pytest", "-q", "-p", "tests.conftest", "-p", "no:cacheprovider", "-n", "2", "--dist", "loadfile"]
+    machine = (
+        'mount -t tmpfs tmpfs /run; mkdir /run/netns; code=0; "$@" || code=$?; echo /run has: $(ls /run); exit $code'
+    )
     done = subprocess.run(
-        [sys.executable, *words, "--rootdir", short_dir, short_dir],
-        cwd=ROOT, capture_output=True, text=True, timeout=60,
+        ["unshare", "--mount", "--propagation", "private", "sh", "-euc", machine, "sh",
+         sys.executable, *words, "--rootdir", short_dir, short_dir],
+        cwd=ROOT, capture_output=True, text=True, timeout=100,
     )  # fmt: skip
 
     assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout + done.stderr
@@ -179,6 +187,25 @@ def test_workers_see_nothing_of_each_other_and_what_each_leaves_is_told(short_di
     assert "left behind:\nprocess" in done.stdout
     assert "sleep 4242" in done.stdout
     assert "left behind by the whole run" in done.stdout, "the fixture of a module is looked at in the end"
+    assert done.stdout.endswith("/run has: netns\n")
+
+
+def test_folders_that_workers_mount_on_stay_for_a_run_beside(short_dir: str) -> None:
+    """Whoever made them takes them away, unless another run has them, or they are in use by now."""
+    mine, used, there = paths = [f"{short_dir}/{name}" for name in ("mine", "used", "there")]
+    os.mkdir(there)
+    first = Places(paths)
+    beside = Places(paths)
+    first.close()
+    assert [path for path in paths if os.path.isdir(path)] == paths
+    beside.close()
+    os.rmdir(mine)
+    os.rmdir(used)
+
+    alone = Places(paths)
+    os.mkdir(f"{used}/by-a-program")
+    alone.close()
+    assert [path for path in paths if os.path.isdir(path)] == [used, there]
 
 
 WORKERS = {
@@ -194,6 +221,7 @@ def test_it(kept):
     "test_b.py": """
 import os
 from tests.support.waiting import wait_until
+from tests.support.workers import Places
 def test_it():
     wait_until(lambda: os.path.exists("PLACE/there"), what="the other")
     commands = [open(f"/proc/{pid}/cmdline").read() for pid in os.listdir("/proc") if pid.isdigit()]

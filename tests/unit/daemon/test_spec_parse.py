@@ -10,6 +10,7 @@ from daemon.spec import (
     parse_env,
     parse_env_file,
     parse_memory,
+    parse_memory_limit,
     parse_memory_swap,
     parse_rlimit,
     parse_signal,
@@ -58,6 +59,21 @@ def test_what_is_no_size_is_refused_by_name(text: str) -> None:
         parse_memory(text)
 
     assert repr(text) in str(refused.value)
+
+
+def test_what_no_spec_can_hold_is_refused() -> None:
+    assert parse_memory("8191.999p") < 2**63
+    for text in ("8192p", "99999999999t"):
+        with pytest.raises(SpecError, match="more than there can be"):
+            parse_memory(text)
+
+
+def test_a_limit_leaves_the_runtime_room() -> None:
+    """And says how much that is, where the runtime would only say that it failed."""
+    assert parse_memory_limit("6m") == 6 * 2**20
+    for text in ("1", "100k", "5.9m"):
+        with pytest.raises(SpecError, match=f"'{text}' is too little .* the least is 6m"):
+            parse_memory_limit(text)
 
 
 def test_swap_may_be_unlimited() -> None:

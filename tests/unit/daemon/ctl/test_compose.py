@@ -241,6 +241,7 @@ def test_the_record_carries_the_spec_as_containerd_writes_it(root: str) -> None:
         (["--rootfs", "/", "--security-opt", "apparmor=x", "--", "sh"], "not known"),
         (["--rootfs", "/", "--oom-score-adj", "2000", "--", "sh"], "between"),
         (["--rootfs", "/", "--stop-signal", "NONE", "--", "sh"], "not known"),
+        (["--rootfs", "/", "--memory", "4m", "--", "sh"], "the least is 6m"),
         (["--rootfs", "/", "--name", "a", "b", "-d"], "b"),
     ],
 )

@@ -11,6 +11,7 @@ import pytest
 from daemon.ctl import describe, events, host, ps, stats, update
 from daemon.ctl.errors import CtlError, UsageError
 from daemon.ctl.processes import Process
+from daemon.spec_parse import SpecError
 from ttrpc.api import cgroups1, cgroups2, containers, descriptor, process, shim, shimd, wkt
 from ttrpc.api import events as topics
 
@@ -270,6 +271,11 @@ def limits(**given: Any) -> argparse.Namespace:
 )
 def test_limits_become_resources(given: dict[str, Any], resources: dict[str, Any]) -> None:
     assert resources == update.resources_of(limits(**given))
+
+
+def test_a_limit_no_container_lives_with_is_refused() -> None:
+    with pytest.raises(SpecError, match="the least is 6m"):
+        update.resources_of(limits(memory="4m"))
 
 
 def test_new_limits_leave_the_others() -> None:
