@@ -3,7 +3,6 @@
 Both are executed by the old code's text: see handover.py, upgrading.py.
 """
 
-import fcntl
 import json
 import os
 import signal
@@ -12,6 +11,7 @@ from shim import faults
 from shim.core import kernel
 from shim.params import Params
 from shim.upgrade import carriedcalls, handover
+from shim.upgrade.handover import copy
 from shim.version import VERSION
 
 TYPE_CHECKING = False
@@ -65,11 +65,6 @@ def main(fd: int, words: "list[str]") -> int:
     except BaseException as error:  # noqa: BLE001 - there is no way back any more
         log.failure("after an upgrade", error)
         os._exit(1)
-
-
-def copy(fd: int) -> int:
-    """Not inherited by anybody."""
-    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) if fd >= 0 else -1
 
 
 def read_params(carried: "dict[str, Any]") -> Params:

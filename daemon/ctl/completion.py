@@ -156,7 +156,7 @@ def _ids(name: str, parser: argparse.ArgumentParser, rest: "Sequence[str]", args
     takes_many = any(action.dest == "ids" for action in parser._actions)
     positional = [word for at, word in enumerate(rest) if _is_positional(parser, rest, at)]
     if name.startswith("shim ") and name != "shim list" and not positional:
-        from daemon.ctl.shims import bundles
+        from daemon.ctl.bundles import bundles
 
         return [bundle.container_id for bundle in bundles(args.state, args.namespace)]
     if name not in STATES or (positional and not takes_many):

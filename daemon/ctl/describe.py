@@ -34,7 +34,6 @@ def describe(daemon: "Daemon", container_id: str) -> "dict[str, Any]":
     """Everything the daemon knows about a container."""
     from daemon.ctl import exits, foreground, resume
     from daemon.ctl.jsonable import jsonable
-    from daemon.ctl.start import STATUS_WORDS
 
     record = resume.require_container(daemon, container_id)
     made: dict[str, Any] = {"container": jsonable(record)}
@@ -42,7 +41,7 @@ def describe(daemon: "Daemon", container_id: str) -> "dict[str, Any]":
     task = resume.find_task(daemon, container_id)
     made["task"] = None
     if task is not None:
-        made["task"] = {**jsonable(task), "status": STATUS_WORDS.get(task.status, "unknown")}
+        made["task"] = {**jsonable(task), "status": resume.STATUS_WORDS.get(task.status, "unknown")}
     newest = exits.find_exits(daemon, container_id, None, limit=EXITS_SHOWN)
     made["exits"] = [exit_as_json(each) for each in newest]
     found = foreground.find_shim(daemon, container_id)

@@ -60,7 +60,7 @@ def remove_container(daemon: "Daemon", container_id: str, *, force: bool, may_be
 
     Raises: CtlError when it still runs and ``force`` is not given, or does not exist.
     """
-    from daemon.ctl import compose, fifos, labels, resume, start
+    from daemon.ctl import compose, fifos, labels, resume
     from daemon.ctl.client import SHIMD
     from ttrpc.api import process, shimd
 
@@ -69,12 +69,12 @@ def remove_container(daemon: "Daemon", container_id: str, *, force: bool, may_be
     record = resume.require_container(daemon, container_id)
     found = _find_task(daemon, container_id, force=force)
     if found is not None and found.status not in (process.STOPPED, process.CREATED) and not force:
-        state = start.STATUS_WORDS.get(found.status, "in an unknown state")
+        state = resume.STATUS_WORDS.get(found.status, "in an unknown state")
         raise CtlError(
             f"{container_id} is {state}", hint=f"shimctl stop {container_id} first, or shimctl rm -f {container_id}"
         )
     if labels.has_restart_policy(record.labels):
-        start.want(daemon, record, stopped=True)  # or the daemon might start it again under our hands
+        resume.want(daemon, record, stopped=True)  # or the daemon might start it again under our hands
     if force:
         end_by_force(daemon, container_id)
     else:

@@ -4,10 +4,10 @@ Each function takes the daemon and answers as if the daemon had never gone. `_se
 to see whether a lost call took effect.
 """
 
+from daemon.ctl import labels
 from daemon.ctl.client import CONTAINERS, MAX_LOSSES, TASKS
 from daemon.ctl.errors import CtlError, DaemonGone
-from daemon.ctl.labels import REQUEST
-from ttrpc.api import containers, process, tasks
+from ttrpc.api import containers, process, tasks, wkt
 from ttrpc.errors import ConnectionLost, StatusError
 from ttrpc.status import Code
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     Answer = TypeVar("Answer")
 
+# What is said of a task, by number of containerd.v1.types.Status, which is containerd.task.v2.Status too.
+STATUS_WORDS = {1: "created", 2: "running", 3: "stopped", 4: "paused", 5: "pausing"}
 # A second one of these does what the first did; of any other it must be known whether the first arrived.
 REPEATABLE_SIGNALS = frozenset({9, 15, 18, 19})  # KILL, TERM, CONT, STOP
 
@@ -94,7 +96,7 @@ def create_container(daemon: "Daemon", container: "containers.Container") -> "co
 
     def look() -> "containers.Container | None":
         found = find_container(daemon, container.id)
-        if found is not None and found.labels.get(REQUEST) == container.labels[REQUEST]:
+        if found is not None and found.labels.get(labels.REQUEST) == container.labels[labels.REQUEST]:
             return found
         return None
 
@@ -180,6 +182,16 @@ def kill(daemon: "Daemon", container_id: str, signal: int, *, exec_id: str = "",
         )
 
     _settle(attempt, look)
+
+
+def want(daemon: "Daemon", record: "containers.Container", *, stopped: bool) -> None:
+    """Tell the restart policy whether the container is meant to run. Repeating it changes nothing."""
+    changed = {labels.RESTART_STOPPED: "true" if stopped else "false"}
+    if not stopped:
+        changed[labels.RESTART_STATUS] = "running"
+    mask = wkt.FieldMask(paths=[f"labels.{name}" for name in changed])
+    update = containers.Container(id=record.id, labels=changed)
+    daemon.call(CONTAINERS, "Update", containers.UpdateContainerRequest(container=update, update_mask=mask))
 
 
 def delete_task(daemon: "Daemon", container_id: str) -> None:

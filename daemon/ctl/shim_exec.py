@@ -10,8 +10,8 @@ from daemon.ctl.execute import exec_options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from daemon.ctl.bundles import Bundle
     from daemon.ctl.pump import Ending
-    from daemon.ctl.shims import Bundle
     from ttrpc.api import tasks
 
 
@@ -19,8 +19,8 @@ class ShimSide:
     """Where `execute.exec_in` sends its calls when the shim itself is asked."""
 
     def __init__(self, bundle: "Bundle", state: str) -> None:
+        from daemon.ctl.bundles import NAMESPACE_KEY
         from daemon.ctl.fifos import folder_of
-        from daemon.ctl.shims import NAMESPACE_KEY
 
         self._bundle = bundle
         self.container_id = bundle.container_id
@@ -64,8 +64,8 @@ class ShimSide:
 
 def execute(args: argparse.Namespace) -> int:
     """`shimctl shim exec`."""
+    from daemon.ctl.bundles import find, read
     from daemon.ctl.execute import check_streams, exec_in, process_of, split_exec_words
-    from daemon.ctl.shims import find, read
     from ttrpc.errors import StatusError
 
     container_id, command = split_exec_words(args.words)

@@ -4,9 +4,9 @@ import argparse
 import signal
 import time
 
+from daemon.ctl.bundles import find
 from daemon.ctl.commands import Command
 from daemon.ctl.errors import CtlError
-from daemon.ctl.shims import find
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

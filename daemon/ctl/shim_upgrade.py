@@ -12,7 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from daemon.ctl.shims import Bundle
+    from daemon.ctl.bundles import Bundle
     from ttrpc.api import shim
 
 # The dry run, what is under way in the shim, and Python's start, all on a machine that is busy with the others'.
@@ -42,8 +42,8 @@ class Outcome:
 
 def upgrade(args: argparse.Namespace) -> int:
     """`shimctl shim upgrade`."""
+    from daemon.ctl.bundles import bundles, find
     from daemon.ctl.client import say
-    from daemon.ctl.shims import bundles, find
 
     if bool(args.id) == args.all:
         raise UsageError("name one container, or give --all")

@@ -15,23 +15,6 @@ if TYPE_CHECKING:
     from daemon.ctl.labels import Stdio
     from ttrpc.api import containers
 
-# By number of containerd.v1.types.Status, which is containerd.task.v2.Status too.
-STATUS_WORDS = {1: "created", 2: "running", 3: "stopped", 4: "paused", 5: "pausing"}
-
-
-def want(daemon: "Daemon", record: "containers.Container", *, stopped: bool) -> None:
-    """Tell the restart policy whether the container is meant to run. Repeating it changes nothing."""
-    from daemon.ctl import labels
-    from daemon.ctl.client import CONTAINERS
-    from ttrpc.api import containers, wkt
-
-    changed = {labels.RESTART_STOPPED: "true" if stopped else "false"}
-    if not stopped:
-        changed[labels.RESTART_STATUS] = "running"
-    mask = wkt.FieldMask(paths=[f"labels.{name}" for name in changed])
-    update = containers.Container(id=record.id, labels=changed)
-    daemon.call(CONTAINERS, "Update", containers.UpdateContainerRequest(container=update, update_mask=mask))
-
 
 def prepare(
     daemon: "Daemon", container_id: str, *, hold: "Callable[[containers.Container, Stdio], Stdio] | None" = None
@@ -56,7 +39,7 @@ def prepare(
     if found is not None and found.status == process.UNKNOWN:
         raise CtlError(f"the shim of {container_id} does not answer", hint="shimctl daemon info tells why")
     if labels.has_restart_policy(record.labels):
-        want(daemon, record, stopped=False)
+        resume.want(daemon, record, stopped=False)
     asked = stdio
     if compose.is_foreign(record.runtime):
         asked = hold(record, stdio) if hold is not None else stdio.without_attach()

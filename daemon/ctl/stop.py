@@ -16,14 +16,14 @@ GRACE_S = 10.0
 def _ask(daemon: "Daemon", container_id: str, number: int | None) -> None:
     """Send the stop signal, after telling the restart policy that this end is wanted."""
     from daemon import spec_parse
-    from daemon.ctl import labels, resume, start
+    from daemon.ctl import labels, resume
     from ttrpc.api import process
     from ttrpc.errors import StatusError
     from ttrpc.status import Code
 
     record = resume.require_container(daemon, container_id)
     if labels.has_restart_policy(record.labels):
-        start.want(daemon, record, stopped=True)
+        resume.want(daemon, record, stopped=True)
     found = resume.find_task(daemon, container_id)
     if found is None or found.status == process.STOPPED:
         return

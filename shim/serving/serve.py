@@ -202,10 +202,9 @@ class Shim:
         else:
             self.parts.spares.settle()
         if carried.get("clients"):
-            from shim.resume import copy
-            from shim.upgrade import carriedcalls  # only here
+            from shim.upgrade import carriedcalls, handover  # only here
 
-            carriedcalls.restore(self, carried["clients"], copy if link.copies is None else link.copies.pop)
+            carriedcalls.restore(self, carried["clients"], handover.copy if link.copies is None else link.copies.pop)
         self.connections.resume(self.server)  # last: these calls are answered at once
 
     def run(self) -> None:

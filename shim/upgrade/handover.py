@@ -5,6 +5,7 @@ is added to it must be optional. VERSION rises when a reader that does not know 
 """
 
 import binascii
+import fcntl
 import json
 import os
 
@@ -73,6 +74,11 @@ def read(fd: int) -> "dict[str, Any]":
         found = handover.get("version") if isinstance(handover, dict) else None
         raise ValueError(f"the handover is of version {found}; this program reads {VERSION}")
     return handover
+
+
+def copy(fd: int) -> int:
+    """One of what is handed on, which nobody inherits; below 0 of none."""
+    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) if fd >= 0 else -1
 
 
 def _plain(data: bytes) -> "dict[str, str]":
