@@ -43,14 +43,15 @@ class LineFormatter:
 
     def feed(self, data: bytes, stamp: bytes) -> bytes:
         """The records which this output completes, all with one time."""
-        if self._held:
-            data = self._held + data
         end = data.rfind(b"\n") + 1
         tail = self._middle + stamp + b'"}\n'
         out: list[bytes] = []
         if end:
-            _records(data if end == len(data) else data[:end], tail, out)
-        held = data[end:]
+            # Copied once: of a busy log each copy of the chunk costs some hundredths of the throughput.
+            _records(b"".join((self._held, memoryview(data)[:end])), tail, out)
+            held = data[end:]
+        else:
+            held = self._held + data
         while len(held) > MAX_RECORD_BYTES:
             cut = _character_start(held, MAX_RECORD_BYTES)
             out.append(_HEAD + _escape(held[:cut]) + tail)
@@ -94,8 +95,8 @@ def _records(lines: bytes, tail: bytes, out: "list[bytes]") -> None:
 
 
 def _batch(lines: bytes, tail: bytes) -> bytes:
-    ended = b"\\n" + tail
-    return _HEAD + _escape(lines)[:-1].replace(b"\n", ended + _HEAD) + ended
+    records = _escape(lines).replace(b"\n", b"\\n" + tail + _HEAD)
+    return b"".join((_HEAD, memoryview(records)[: -len(_HEAD)]))
 
 
 def _escape(text: bytes) -> bytes:
