@@ -100,10 +100,14 @@ class Connection:
 
     def send_message(self, stream_id: int, payload: bytes) -> bytes:
         """One message on an open stream. An empty payload is a message like any other."""
-        if len(payload) > MAX_DATA_BYTES:
-            raise _too_long(len(payload))
+        return self.send_message_head(stream_id, len(payload)) + payload
+
+    def send_message_head(self, stream_id: int, length: int) -> bytes:
+        """What goes before a message of that length, which is to be written next."""
+        if length > MAX_DATA_BYTES:
+            raise _too_long(length)
         self._move(stream_id, _MESSAGE[self.role])
-        return pack_header(len(payload), stream_id, DATA, 0) + payload
+        return pack_header(length, stream_id, DATA, 0)
 
     def send_end(self, stream_id: int) -> bytes:
         """No more messages from here: the caller's half-close, or the callee's successful end of the stream."""

@@ -57,6 +57,11 @@ def _field(key: bytes, value: bytes) -> bytes:
     return key + varint(len(value)) + value if value else b""
 
 
+def bytes_field_head(number: int, length: int) -> bytes:
+    """What goes before a bytes field's value, behind a message's other fields: their order is free."""
+    return varint(number << 3 | _BYTES) + varint(length)
+
+
 def request_prefix(service: str, method: str) -> bytes:
     """The part of a Request that is the same for every call of a method: worth keeping."""
     return _field(b"\x0a", service.encode()) + _field(b"\x12", method.encode())

@@ -219,15 +219,15 @@ class KeptConnection(LoopConnection):
 
     # --- writing
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes, bulk: bytes = b"") -> None:
         if self.ledger is not None and self.is_open:
             try:
-                self.ledger.append(data)
+                self.ledger.append(data + bulk)
             except OSError as error:
                 self._make_plain_for(error)
             else:
-                data = b""
-        super().write(data)
+                data = bulk = b""
+        super().write(data, bulk)
 
     def answered(self, call: "ServerCall", data: bytes) -> None:
         super().answered(call, data)

@@ -186,10 +186,10 @@ class Ledger:
         self._tail += len(data)
         self.unsent_bytes += len(data)
 
-    def send(self, sock: "socket.socket", data: bytes) -> None:
+    def send(self, sock: "socket.socket", data: bytes, bulk: bytes = b"") -> None:
         """As Outbox.send."""
-        if data:
-            self.append(data)
+        if data or bulk:
+            self.append(data + bulk)
         self.flush(sock)
 
     def flush(self, sock: "socket.socket") -> bool:

@@ -168,13 +168,13 @@ class LoopConnection:
 
     # --- writing
 
-    def write(self, data: bytes) -> None:
-        """Send now what the socket takes and queue the rest; beyond the hard limit the connection is given up."""
+    def write(self, data: bytes, bulk: bytes = b"") -> None:
+        """Send now what the socket takes of both, queue the rest; beyond the hard limit the connection is given up."""
         if not self.is_open:
             return
         outbox = self.outbox
         try:
-            outbox.send(self.sock, data)
+            outbox.send(self.sock, data, bulk)
         except OSError:
             self.lose()
             return

@@ -29,21 +29,26 @@ class Outbox:
         self._chunks.append(data)
         self.unsent_bytes += len(data)
 
-    def send(self, sock: socket.socket, data: bytes) -> None:
-        """Write now what the socket takes, queue the rest. Never blocks, whatever the socket's mode.
+    def send(self, sock: socket.socket, data: bytes, bulk: bytes = b"") -> None:
+        """Write now what the socket takes of both, queue the rest. Never blocks, whatever the socket's mode.
 
         Raises: OSError when the connection is gone.
         """
         if self._chunks:
             self.put(data)
+            if bulk:
+                self.put(bulk)
             self.flush(sock)
             return
         try:
-            sent = sock.send(data, _SEND_FLAGS)
+            sent = sock.sendmsg((data, bulk), (), _SEND_FLAGS) if bulk else sock.send(data, _SEND_FLAGS)
         except BlockingIOError:
             sent = 0
         if sent < len(data):
             self.put(memoryview(data)[sent:] if sent else data)  # type: ignore[arg-type]
+        sent = max(0, sent - len(data))
+        if sent < len(bulk):
+            self.put(memoryview(bulk)[sent:] if sent else bulk)  # type: ignore[arg-type]
 
     def flush(self, sock: socket.socket) -> bool:
         """Write what the socket takes; true when nothing is left. Never blocks. Raises: OSError."""

@@ -1,5 +1,6 @@
 """One call as the poll-loop server hands it to whoever answers it."""
 
+from ttrpc.envelope import bytes_field_head
 from ttrpc.errors import LocalMisuse, StatusError
 from ttrpc.inbox import Inbox
 from ttrpc.ledger import NO_FACT, Unanswered
@@ -120,9 +121,10 @@ class ServerCall:
         """Answer with an error; ends a stream too."""
         self._answer(Status(code, message, details), b"")
 
-    def send(self, message: "Message") -> bool:
+    def send(self, message: "Message", bulk: bytes = b"", field: int = 0) -> bool:
         """Stream one message. False: more than the high-water mark waits; `on_drain` is called when there is room.
 
+        With ``bulk`` that is the value of its bytes field of this number, and goes to the socket uncopied.
         False as well when the call is no longer open: then no drain comes, `on_cancel` has been called.
         Raises: StatusError RESOURCE_EXHAUSTED over 4 MiB (the stream is unharmed), LocalMisuse where nothing streams.
         """
@@ -131,7 +133,10 @@ class ServerCall:
         if not self.is_open:
             return False
         connection = self.connection
-        connection.write(connection.core.send_message(self.stream_id, message.SerializeToString()))
+        head = message.SerializeToString()
+        if bulk:
+            head += bytes_field_head(field, len(bulk))
+        connection.write(connection.core.send_message_head(self.stream_id, len(head) + len(bulk)) + head, bulk)
         if connection.outbox.unsent_bytes <= HIGH_WATER_BYTES:
             return self.is_open  # the write may have found the connection gone
         connection.awaits_drain(self)

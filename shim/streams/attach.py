@@ -1,7 +1,7 @@
 """Attach streams: any number of clients on one process's live stdio, each at its own pace."""
 
-from shim.streams.jsonlines import STDERR, STDOUT
-from shim.streams.places import Past, output_place, output_since
+from shim.streams.jsonlines import STDOUT
+from shim.streams.places import OUTPUT_FIELDS, Past, output_message, output_of, output_place, output_since
 from shim.streams.ring import RING_BYTES, Ring
 from shim.streams.spool import LAST_ROLL_BYTES
 from ttrpc.api import shim as api
@@ -229,7 +229,7 @@ class Client:
         self._backpressure: bool = opening.backpressure
         self._hub = hub
         self._call = call
-        self._queue: list[AttachOutput] = []
+        self._queue: list[tuple[str, bytes, AttachPlace | None]] = []
         self._queued_bytes = 0
         self._choked = False  # the connection has its high-water mark queued; it tells when it drained
         self._exit: ExitRecord | None = None
@@ -242,15 +242,15 @@ class Client:
         """What other code needs to go on with this client, in this process."""
         return {
             "opening": self.opening.SerializeToString(),
-            "queue": [message.SerializeToString() for message in self._queue],
+            "queue": [output_message(*each).SerializeToString() for each in self._queue],
             "exit": self._exit.SerializeToString() if self._exit is not None else None,
             "past": self._past.place.SerializeToString() if self._past is not None else None,
         }
 
     def put_back(self, carried: "dict[str, Any]") -> None:
         """Take what `carry` told. It counts as choked until the connection says how much is unsent."""
-        self._queue = [api.AttachOutput.FromString(raw) for raw in carried["queue"]]
-        self._queued_bytes = sum(len(message.stdout) or len(message.stderr) for message in self._queue)
+        self._queue = [output_of(api.AttachOutput.FromString(raw)) for raw in carried["queue"]]
+        self._queued_bytes = sum(len(data) for _, data, _ in self._queue)
         if carried["exit"] is not None:
             self._exit = api.ExitRecord.FromString(carried["exit"])
         if carried.get("past") is not None and self._hub.log is not None:
@@ -286,15 +286,10 @@ class Client:
         """Pass a chunk on, with the place behind it. ``is_past``: it is owed, however much of it there is."""
         if self._over:
             return
-        message = api.AttachOutput(place=place)
-        if stream == STDERR:
-            message.stderr = data
-        else:
-            message.stdout = data
         if not self._choked:
-            self.send(message)
+            self._pass_on(stream, data, place)
             return
-        self._queue.append(message)
+        self._queue.append((stream, data, place))
         self._queued_bytes += len(data)
         if not self._backpressure and not is_past and self._queued_bytes > BEHIND_BYTES:
             self.cut("reads too slowly")
@@ -331,12 +326,18 @@ class Client:
                 past.close()
                 self._past = None
                 return
-            self.send(api.AttachOutput(stdout=data, place=api.AttachPlace(log=past.place)))
+            self._pass_on(STDOUT, data, api.AttachPlace(log=past.place))
         self._choked = True  # the others have a turn, too
         self._call.await_drain()
 
     def send(self, message: "AttachOutput") -> None:
-        if not self._call.send(message) and not self._over:
+        self._heed(self._call.send(message))
+
+    def _pass_on(self, stream: str, data: bytes, place: "AttachPlace | None") -> None:
+        self._heed(self._call.send(api.AttachOutput(place=place), data, OUTPUT_FIELDS[stream]))
+
+    def _heed(self, has_room: bool) -> None:
+        if not has_room and not self._over:
             self._choked = True
             self._hub.weigh()
 
@@ -359,10 +360,10 @@ class Client:
         self._choked = False
         sent = 0
         while sent < len(self._queue) and not self._choked and not self._over:
-            message = self._queue[sent]
+            stream, data, place = self._queue[sent]
             sent += 1
-            self._queued_bytes -= len(message.stdout) or len(message.stderr)
-            self.send(message)
+            self._queued_bytes -= len(data)
+            self._pass_on(stream, data, place)
         del self._queue[:sent]
         if not self._choked and not self._over and self._past is not None:
             self._catch_up()

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     from shim.streams.spool import Book
-    from ttrpc.api.shim import AttachPlace, LogPlace
+    from ttrpc.api.shim import AttachOutput, AttachPlace, LogPlace
 
     class Log(Protocol):
         """The log that is written."""
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 
 BLOCK_BYTES = 1 << 16
+# Where a message to an attach client has a stream's bytes.
+OUTPUT_FIELDS = {STDOUT: api.AttachOutput.STDOUT_FIELD_NUMBER, STDERR: api.AttachOutput.STDERR_FIELD_NUMBER}
 
 
 def find(path: str, place: "LogPlace") -> "tuple[int, int] | None":
@@ -125,3 +127,19 @@ def output_since(book: "Book", place: "AttachPlace") -> "tuple[int, list[tuple[s
             at[stream] += len(piece)
             pieces.append((stream, piece, api.AttachPlace(run=book.run, stdout=at[STDOUT], stderr=at[STDERR])))
     return missed, pieces
+
+
+def output_message(stream: str, data: bytes, place: "AttachPlace | None") -> "AttachOutput":
+    """A piece of output with the place behind it."""
+    message = api.AttachOutput(place=place)
+    if stream == STDERR:
+        message.stderr = data
+    else:
+        message.stdout = data
+    return message
+
+
+def output_of(message: "AttachOutput") -> "tuple[str, bytes, AttachPlace | None]":
+    """The same the other way round."""
+    place = message.place if message.HasField("place") else None
+    return (STDERR, message.stderr, place) if message.HasField("stderr") else (STDOUT, message.stdout, place)

@@ -14,7 +14,7 @@ class Ring:
     __slots__ = ("_bytes", "_entries", "lost_bytes")
 
     def __init__(self) -> None:
-        self._entries: list[tuple[str, bytearray, bool]] = []  # the flag: some client got it
+        self._entries: list[tuple[str, bytes | bytearray, bool]] = []  # the flag: some client got it
         self._bytes = 0
         self.lost_bytes = 0
 
@@ -26,11 +26,14 @@ class Ring:
         if self._entries:
             last_stream, last, was_delivered = self._entries[-1]
             if last_stream == stream and was_delivered == delivered and len(last) + len(data) <= _MERGE_BYTES:
+                if type(last) is not bytearray:
+                    last = bytearray(last)
+                    self._entries[-1] = (stream, last, delivered)
                 last += data
                 self._bytes += len(data)
                 self._trim()
                 return
-        self._entries.append((stream, bytearray(data), delivered))
+        self._entries.append((stream, data, delivered))
         self._bytes += len(data)
         self._trim()
 

@@ -478,5 +478,26 @@ def test_a_message_too_long_is_refused_to_the_handler_first(bench: Bench, caller
         call.send(Text(data=bytes(4 << 20)))
 
     assert call.send(Text(number=1))
+    with pytest.raises(StatusError, match="over the limit"):
+        call.send(Text(number=2), bytes(4 << 20), Text.DATA_FIELD_NUMBER)
     call.finish()
     assert [type(caller.hear()), type(caller.hear())] == [MessageReceived, EndReceived]
+
+
+@pytest.mark.parametrize("size", [1, 127, 128, 1 << 16, 1 << 18])
+def test_a_field_that_is_sent_beside_its_message_arrives_in_it(bench: Bench, caller: RawCaller, size: int) -> None:
+    call = ask(caller, bench, "Count")
+    data = os.urandom(size)
+    call.send(Text(number=7), data, Text.DATA_FIELD_NUMBER)
+    call.send(Text(number=8))
+    heard: list[Any] = []
+    caller.socket.setblocking(False)
+
+    def hear() -> bool:
+        bench.loop.run_once(0.01)
+        with contextlib.suppress(BlockingIOError):
+            heard.extend(caller.core.receive_bytes(caller.socket.recv(1 << 20)))
+        return len(heard) == 2
+
+    wait_until(hear, what="both messages")
+    assert [Text.FromString(event.payload) for event in heard] == [Text(number=7, data=data), Text(number=8)]

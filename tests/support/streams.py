@@ -7,6 +7,7 @@ from typing import Any
 
 from shim.core.loop import Loop
 from shim.streams.stdio import Stdio
+from ttrpc.envelope import bytes_field_head
 
 Handler = Generator[Any, Any, Any]
 
@@ -72,7 +73,9 @@ class FakeCall:
 
     # --- the handler's side
 
-    def send(self, message: Any) -> bool:
+    def send(self, message: Any, bulk: bytes = b"", field: int = 0) -> bool:
+        if bulk:
+            message = type(message).FromString(message.SerializeToString() + bytes_field_head(field, len(bulk)) + bulk)
         if len(self.sent) + 1 == self.dies_at:
             self.disconnects()
         if not self.is_open:

@@ -7,9 +7,11 @@ import pytest
 
 from shim.streams.backlog import Backlog
 from shim.streams.jsonlines import STDERR, STDOUT
-from shim.streams.places import Past, find, output_place, output_since
+from shim.streams.places import OUTPUT_FIELDS, Past, find, output_message, output_of, output_place, output_since
 from shim.streams.spool import ROLL_BYTES, Book, Spool, read_counts
+from ttrpc.api import shim as api
 from ttrpc.api.logplace import log_place
+from ttrpc.envelope import bytes_field_head
 
 
 class Log:
@@ -122,6 +124,15 @@ def test_a_note_of_an_older_shim_tells_no_counts(tmp_path: Path) -> None:
     assert read_counts(older, 1) is None
     assert read_counts(page, 2) is None
     book.close()
+
+
+@pytest.mark.parametrize("place", [None, api.AttachPlace(run=3, stdout=70, stderr=9)])
+@pytest.mark.parametrize("stream", [STDOUT, STDERR])
+def test_a_piece_of_output_is_the_same_message_however_it_is_made(stream: str, place: "api.AttachPlace | None") -> None:
+    whole = output_message(stream, b"some output", place)
+    head = api.AttachOutput(place=place).SerializeToString() + bytes_field_head(OUTPUT_FIELDS[stream], 11)
+    assert api.AttachOutput.FromString(head + b"some output") == whole
+    assert output_of(whole) == (stream, b"some output", place)
 
 
 def test_a_full_disk_leaves_nothing_of_a_book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,6 +76,24 @@ def test_however_the_socket_takes_it_the_bytes_stay_the_same(frames: list[bytes]
     assert outbox.unsent_bytes == 0
 
 
+@given(
+    st.lists(st.tuples(st.binary(min_size=1, max_size=5), st.binary(max_size=9)), max_size=20),
+    st.lists(st.integers(0, 20), max_size=60),
+)
+def test_what_is_sent_in_two_parts_arrives_as_one(frames: list[tuple[bytes, bytes]], takes: list[int]) -> None:
+    outbox, sock = Outbox(), ScriptedSocket(*takes)
+    sent = b""
+    for head, bulk in frames:
+        outbox.send(sock, head, bulk)
+        sent += head + bulk
+        assert sock.taken + outbox.unsent() == sent
+        assert len(outbox.unsent()) == outbox.unsent_bytes
+    while not outbox.flush(sock):
+        assert outbox.unsent_bytes > 0
+
+    assert sock.taken == sent
+
+
 def test_an_inbox_is_full_by_bytes_or_by_number() -> None:
     by_bytes, by_number = Inbox(1000), Inbox(1000)
     by_bytes.put(bytes(1000))
