@@ -14,6 +14,8 @@ ATOMIC_BYTES = 4096  # PIPE_BUF: a write of this size is never cut in two (pipe(
 CHUNK_BYTES = (
     1 << 16
 )  # one read or splice: the usual pipe capacity, and a bound for what one formatted batch can grow to
+# One splice into a file: each wakes the writer, and wants the processor back from it.
+SPLICE_BYTES = 1 << 18
 
 
 def make_fifo(path: str, *, uid: int = 0, gid: int = 0) -> None:

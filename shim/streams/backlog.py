@@ -3,11 +3,17 @@
 import errno
 import os
 
+from shim.core import pipes
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from shim.streams.spool import Book, Spool
+
+# Attach clients are behind by what is unsent (HIGH_WATER_BYTES), one chunk, and the sent part of another: together no
+# more than a spool goes back at least (ROLL_BYTES).
+TAKE_BYTES = 2 * pipes.CHUNK_BYTES
 
 
 class Backlog:
@@ -15,6 +21,7 @@ class Backlog:
 
     blocked = takes_splice = reads_back = False
     idle = takes_sources = True
+    take_bytes = TAKE_BYTES
 
     __slots__ = ("book",)
 
@@ -22,7 +29,7 @@ class Backlog:
         self.book = book
         book.note(book.log_inode, book.log_size)  # the process it is of is known from here on
 
-    def splice(self, _source_fd: int, _tell: "Callable[[bytes], None] | None" = None) -> "int | None":
+    def splice(self, _source_fd: int, _tell: "Callable[[bytes], None] | None" = None, _count: int = 0) -> "int | None":
         raise AssertionError("it takes what passes")
 
     def take(self, stream: str, source_fd: int, count: int) -> bytes:

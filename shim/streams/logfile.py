@@ -11,7 +11,7 @@ from shim.errors import failed_precondition, invalid_argument, resource_exhauste
 from shim.streams.appendlock import AppendLock
 from shim.streams.jsonlines import STDERR, output_bytes, record
 from shim.streams.records import PART, Records, advance
-from shim.streams.rotation import room_cut, rotate, tidy
+from shim.streams.rotation import room_cut, rotate, splice_bytes, tidy
 from shim.streams.targets import DROP, JSON, LOG
 
 TYPE_CHECKING = False
@@ -24,12 +24,10 @@ if TYPE_CHECKING:
     from shim.streams.spool import Book
     from shim.streams.targets import Target
 
-
 RETRY_S = 0.5  # how often a write that failed is tried again
 LOCK_RETRY_S = 0.005  # how often a file that another writer holds for one write is tried again
 KEPT_BYTES = 1 << 20  # mode=drop: output kept in memory while the disk refuses; older output is dropped
 RAW_SLACK_BYTES = 1 << 18  # a raw log may outgrow max-size by this, looking for a moment that ends a line
-_PAGE_BYTES = 4096
 
 
 class LogFile:
@@ -145,7 +143,7 @@ class LogFile:
 
     # --- what a pump asks
 
-    reads_back = True
+    reads_back, take_bytes = True, pipes.CHUNK_BYTES
 
     @property
     def idle(self) -> bool:
@@ -165,13 +163,15 @@ class LogFile:
         """Call it each time writing works again after `blocked`."""
         self._on_room.append(callback)
 
-    def splice(self, pipe_fd: int, tell: "Callable[[bytes], None] | None" = None) -> "int | None":
-        """Move a chunk of raw output from the pipe to the file; 0 is the pipe's end, None means: `blocked`.
+    def splice(
+        self, pipe_fd: int, tell: "Callable[[bytes], None] | None" = None, count: int = pipes.CHUNK_BYTES
+    ) -> "int | None":
+        """Move raw output, ``count`` bytes at most, to the file; 0 is the pipe's end, None means: `blocked`.
 
         ``tell`` is given what was moved. Raises: BlockingIOError when the pipe is empty.
         """
-        over = self._max_size_bytes and self.size_bytes >= self._max_size_bytes
-        count = _PAGE_BYTES if over else pipes.CHUNK_BYTES
+        if self._max_size_bytes:
+            count = min(count, splice_bytes(self._max_size_bytes - self.size_bytes))
         try:
             with AppendLock(self) as locked:
                 if not locked:

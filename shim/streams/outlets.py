@@ -194,6 +194,7 @@ class PipeSink:
     """
 
     reads_back = takes_sources = False
+    take_bytes = pipes.CHUNK_BYTES
 
     __slots__ = (
         "_fd", "_loop", "_name", "_on_room", "_pause", "_share", "_unread_chunks", "_watching", "blocked", "outlet",
@@ -222,7 +223,7 @@ class PipeSink:
     def on_room(self, callback: "Callable[[], None]") -> None:
         self._on_room = callback
 
-    def splice(self, source_fd: int, _tell: "Callable[[bytes], None] | None" = None) -> "int | None":
+    def splice(self, source_fd: int, _tell: "Callable[[bytes], None] | None" = None, _count: int = 0) -> "int | None":
         """Move a chunk; 0 is the source's end, None a full FIFO (`on_room` tells when it no longer is).
 
         Raises: BlockingIOError when the source is empty.
@@ -303,6 +304,7 @@ class Feed:
     __slots__ = ("_outlet", "takes_splice")
 
     reads_back = takes_sources = False
+    take_bytes = pipes.CHUNK_BYTES
 
     def __init__(self, outlet: Outlet) -> None:
         self._outlet = outlet
@@ -316,7 +318,7 @@ class Feed:
     def idle(self) -> bool:
         return self._outlet.idle
 
-    def splice(self, source_fd: int, _tell: "Callable[[bytes], None] | None" = None) -> "int | None":
+    def splice(self, source_fd: int, _tell: "Callable[[bytes], None] | None" = None, _count: int = 0) -> "int | None":
         """Move a chunk; 0 is the source's end, None that there is no room. Raises: BlockingIOError, it is empty."""
         if self._outlet.broken:
             return len(os.read(source_fd, pipes.CHUNK_BYTES))

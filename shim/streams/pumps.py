@@ -30,7 +30,11 @@ if TYPE_CHECKING:
         def reads_back(self) -> bool: ...
         @property
         def takes_sources(self) -> bool: ...
-        def splice(self, source_fd: int, tell: "Callable[[bytes], None] | None" = None) -> "int | None": ...
+        @property
+        def take_bytes(self) -> int: ...
+        def splice(
+            self, source_fd: int, tell: "Callable[[bytes], None] | None" = None, count: int = 0
+        ) -> "int | None": ...
         def take(self, stream: str, source_fd: int, count: int) -> bytes: ...
         def write(self, stream: str, data: bytes) -> None: ...
         def settle(self, stream: str) -> None: ...
@@ -38,8 +42,8 @@ if TYPE_CHECKING:
         def on_room(self, callback: "Callable[[], None]") -> None: ...
 
 
-# One round moves at most this many chunks of 64 KiB per stream and starts none after this time, so that a flood leaves
-# the loop to everybody else. Where one chunk alone takes longer (empty lines, a slow disk) the chunks become smaller.
+# One round moves at most this many chunks per stream and starts none after this time, so that a flood leaves the loop
+# to everybody else. Where one chunk alone takes longer (empty lines, a slow disk) the chunks become smaller.
 CHUNKS_PER_ROUND = 4
 ROUND_S = 0.004
 SMALLEST_CHUNK_BYTES = 1 << 13
@@ -57,6 +61,7 @@ class Pump:
 
     __slots__ = (
         "_chunk_bytes",
+        "_count",
         "_edge",
         "_hub",
         "_loop",
@@ -80,7 +85,7 @@ class Pump:
         self._hub = hub
         self._watching = False
         self._edge = False
-        self._chunk_bytes = pipes.CHUNK_BYTES
+        self._chunk_bytes = self._count = pipes.SPLICE_BYTES  # how much to take, and what was asked for last
         self.on_end: Callable[[], None] = _nothing  # told before the source is closed because it ended
         self._on_resume: Callable[[], None] | None = None  # told each time somebody has room again
         if sink is not None:
@@ -134,8 +139,8 @@ class Pump:
 
     def _fit_chunk(self, took_s: float) -> None:
         if took_s > ROUND_S:
-            self._chunk_bytes = max(SMALLEST_CHUNK_BYTES, self._chunk_bytes // 2)
-        elif took_s < ROUND_S / 4 and self._chunk_bytes < pipes.CHUNK_BYTES:
+            self._chunk_bytes = max(SMALLEST_CHUNK_BYTES, self._count // 2)
+        elif took_s < ROUND_S / 4 and self._chunk_bytes < pipes.SPLICE_BYTES:
             self._chunk_bytes *= 2
 
     def _move(self) -> "int | None":
@@ -144,15 +149,16 @@ class Pump:
 
     def _take(self, source_fd: int) -> "int | None":
         sink, hub = self.sink, self._hub
-        if sink is not None and sink.takes_splice:
-            if hub is None or not hub.wants_output:
-                return sink.splice(source_fd)
-            if sink.reads_back:
-                return sink.splice(source_fd, self._tell_hub)
+        self._count = count = self._chunk_bytes
+        if sink is not None and sink.takes_splice and (hub is None or not hub.wants_output):
+            return sink.splice(source_fd, None, count)
+        self._count = count = min(count, sink.take_bytes if sink is not None else pipes.CHUNK_BYTES)
+        if sink is not None and sink.takes_splice and sink.reads_back:
+            return sink.splice(source_fd, self._tell_hub, count)
         if sink is not None and sink.takes_sources:
-            data = sink.take(self.stream, source_fd, self._chunk_bytes)
+            data = sink.take(self.stream, source_fd, count)
         else:
-            data = os.read(source_fd, self._chunk_bytes)
+            data = os.read(source_fd, count)
             if data and sink is not None:
                 sink.write(self.stream, data)
         if data and hub is not None:

@@ -5,12 +5,14 @@ import fcntl
 import os
 
 from shim import faults
+from shim.core.pipes import CHUNK_BYTES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+_PAGE_BYTES = 4096
 FRESH = ".rotating"  # the suffix of a new file until it is in its place
 
 
@@ -73,6 +75,14 @@ def existing_ages(path: str) -> "list[int]":
 def existing_files(path: str) -> "list[str]":
     """The same as paths."""
     return [rotated_path(path, age) for age in existing_ages(path)]
+
+
+def splice_bytes(room_bytes: int) -> int:
+    """How much raw output to move at most into a file with this much room left.
+
+    Whole chunks up to the one that fills it; from then on a page at a time, in search of one that ends a line.
+    """
+    return -(-room_bytes // CHUNK_BYTES) * CHUNK_BYTES if room_bytes > 0 else _PAGE_BYTES
 
 
 def room_cut(batch: bytes, room_bytes: int, *, at_start: bool) -> int:

@@ -10,13 +10,16 @@ from hypothesis import strategies as st
 
 from shim.core.loop import Loop
 from shim.streams.attach import BEHIND_BYTES
+from shim.streams.backlog import TAKE_BYTES
 from shim.streams.outlets import LIMIT_BYTES
 from shim.streams.ring import RING_BYTES, Ring
+from shim.streams.spool import ROLL_BYTES
 from shim.streams.stdio import Stdio, StdioRequest
 from shim.task.exits import DRAIN_S
 from tests.support.streams import FakeCall, play, turn, turn_until
 from ttrpc.api import shim as api
 from ttrpc.errors import StatusError
+from ttrpc.outbox import HIGH_WATER_BYTES
 from ttrpc.status import Code
 
 EXIT = api.ExitRecord(pid=7, code=3)
@@ -198,6 +201,11 @@ def test_a_client_with_backpressure_holds_the_process_up_until_it_reads(loop: Lo
     process.exits()
     client.read()
     assert client.kinds()[-1] == "exited"
+
+
+def test_a_client_with_backpressure_is_never_further_behind_than_a_spool_goes_back() -> None:
+    """Unsent may be the high-water mark and the chunk that passed it; of the first chunk a part may have been sent."""
+    assert HIGH_WATER_BYTES + 2 * TAKE_BYTES <= ROLL_BYTES
 
 
 def test_a_connection_found_dead_by_a_send_is_no_client_any_more(loop: Loop, start: Start) -> None:

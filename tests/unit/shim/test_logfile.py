@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shim.core.loop import Loop
-from shim.core.pipes import waiting_bytes
+from shim.core.pipes import CHUNK_BYTES, SPLICE_BYTES, enlarge, waiting_bytes
 from shim.streams import logfile
 from shim.streams.logfile import KEPT_BYTES, RAW_SLACK_BYTES, LogFile
 from shim.streams.rotation import existing_files, room_cut
@@ -143,6 +143,24 @@ def test_a_spliced_raw_log_rotates_at_a_lines_end_where_it_can(loop: Loop, tmp_p
         b"x" * 5000 + b"still the same line\n",
         b"a new one\n",
     ]
+
+
+def test_a_large_splice_outgrows_max_size_by_no_more_than_a_chunk(loop: Loop, tmp_path: Path) -> None:
+    path = tmp_path / "c.log"
+    log = opened(loop, path, "format=raw&max-size=100000&max-files=99")
+    source, end = os.pipe2(os.O_NONBLOCK)
+    enlarge(end)
+    lines = b"%063d\n" % 7 * 8192
+    assert os.write(end, lines) == len(lines)
+    while waiting_bytes(source):
+        assert log.splice(source, None, SPLICE_BYTES)
+    os.close(source)
+    os.close(end)
+    log.close()
+
+    files = [Path(each).read_bytes() for each in existing_files(str(path))]
+    assert b"".join(files) == lines
+    assert max(map(len, files)) < 100_000 + CHUNK_BYTES
 
 
 def test_a_spliced_raw_log_without_lines_rotates_all_the_same(loop: Loop, tmp_path: Path) -> None:
