@@ -19,6 +19,7 @@ from shim.recovery.spares import (
     LISTENER,
     LOCK,
     NAME_MAX_BYTES,
+    NOT_PINNED,
     PIN,
     PINNED,
     RELIEF,
@@ -119,10 +120,13 @@ class Ward:
             self._drop(name)
         elif message.startswith(PIN):
             if len(fds) == 1:
-                self._do(lambda: pins.pin(fds[0], os.fsdecode(message[len(PIN) :])))
+                why = self._do(lambda: pins.pin(fds[0], os.fsdecode(message[len(PIN) :])))
                 faults.point("keeper.pinned")
             else:
+                why = "the keeper has no room for its pidfd"
                 self.report(f"of {self.bundle}: no room for the pidfd of {name}")
+            if why:
+                self._say(NOT_PINNED + why.encode())
             self._say(PINNED)
         elif message.startswith(UNPIN):
             self._do(lambda: pins.unpin(os.fsdecode(message[len(UNPIN) :])))
@@ -141,11 +145,14 @@ class Ward:
         held = sum(name.startswith(HANDOVER) for name in self.spares)
         return self.judge(code) or ("" if count == str(held) else "the keeper has no room for what is to be left to it")
 
-    def _do(self, work: "Callable[[], None]") -> None:
+    def _do(self, work: "Callable[[], None]") -> str:
+        """Why it could not be done; empty when it was."""
         try:
             work()
         except OSError as error:
             self.report(f"of {self.bundle}: {error}")
+            return str(error)
+        return ""
 
     def _say(self, word: bytes) -> None:
         try:

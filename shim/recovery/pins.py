@@ -76,23 +76,26 @@ def unpin(path: str, patience_s: float = LOCK_S) -> None:
             _take_away(path)
 
 
+def pinned(socket_path: str) -> "list[str]":
+    """Where whatever is pinned of one shim's container is."""
+    directory, prefix = os.path.split(pin_path(socket_path, 0, 0))
+    prefix = prefix[: -len("0-0")]
+    try:
+        return [os.path.join(directory, name) for name in os.listdir(directory) if name.startswith(prefix)]
+    except FileNotFoundError:
+        return []
+
+
 def unpin_all(socket_path: str, patience_s: float = LAST_S) -> None:
     """Take away whatever is pinned of one shim's container. Raises: OSError; it can be tried again.
 
     Blocks: for another who makes or takes away a pin, at most that long.
     """
-    directory, prefix = os.path.split(pin_path(socket_path, 0, 0))
-    prefix = prefix[: -len("0-0")]
-    try:
-        names = os.listdir(directory)
-    except FileNotFoundError:
-        return
-    for name in names:
-        if name.startswith(prefix):
-            try:
-                unpin(os.path.join(directory, name), patience_s)
-            except FileNotFoundError:
-                pass  # the keeper did, just now
+    for path in pinned(socket_path):
+        try:
+            unpin(path, patience_s)
+        except FileNotFoundError:
+            pass  # the keeper did, just now
 
 
 def _take_away(path: str) -> None:

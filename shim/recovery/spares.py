@@ -4,8 +4,9 @@ Messages to the keeper, each one packet of a SOCK_SEQPACKET connection: `hold NA
 replaces an earlier one of that name; `drop NAME`; `settled`: who dies from here on is not to blame for it; `done`: the
 end of this connection is in order, no successor is wanted. The keeper hands what it holds to the successor it forks.
 `pin PATH` with a pidfd and `unpin PATH` have the keeper do that (pins.py): in a shim the means cost half a megabyte. It
-answers `pinned`, also when it could not. `relief CODE COUNT` asks whether it would have a copy of its own follow a shim
-of that code (relief.py), and holds so much for it; `relief` and a reason, none if it would, is the answer.
+answers `pinned`, also when it could not; then it says `not-pinned REASON` before. `relief CODE COUNT` asks whether it
+would have a copy of its own follow a shim of that code (relief.py), and holds so much for it; `relief` and a reason,
+none if it would, is the answer.
 """
 
 import os
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from shim.core.loop import Loop
 
 HOLD, DROP, SETTLED, DONE = b"hold ", b"drop ", b"settled", b"done"
-PIN, UNPIN, PINNED = b"pin ", b"unpin ", b"pinned"
+PIN, UNPIN, PINNED, NOT_PINNED = b"pin ", b"unpin ", b"pinned", b"not-pinned "
 RELIEF = b"relief "
 LISTENER, LOCK = "listener", "lock"
 # What a shim that is relieved leaves to its successor alone: the memory file, and pipes under names that begin so; no
@@ -34,7 +35,7 @@ OTHER_CODE = "other code"  # a keeper's answer to RELIEF: one of the shim's own 
 CONNECTION = "conn."  # how the names of accepted connections and their ledgers begin; no process has such a name
 NAME_MAX_BYTES = 4096
 EXCUSE_S = 1.0
-ANSWER_MAX_BYTES = 256  # of the keeper: PINNED, RELIEF with a reason
+ANSWER_MAX_BYTES = 256  # of the keeper: PINNED; RELIEF, NOT_PINNED with a reason
 
 
 class KeeperLink:
@@ -77,9 +78,11 @@ class Spares:
         self._words: list[tuple[bytes, int | None, Signal | None]] = []
         self._pins: dict[str, int] = {}
         self._unanswered: list[Signal] = []
+        self._not_pinned = ""  # why the pin whose answer comes next was not made
         self._is_settled = False
         self._relief: Signal | None = None
         self.on_lost: Callable[[], None] = _nothing
+        self.on_connected: Callable[[], None] = _nothing
         if connection_fd >= 0:
             self.connect(socket.socket(fileno=connection_fd))
 
@@ -118,6 +121,7 @@ class Spares:
         for path, pidfd in self._pins.items():
             self._ask_pin(path, pidfd)
         self._send_waiting()
+        self.on_connected()
 
     def bequeath(self, connection: socket.socket) -> None:
         """Send what is held together with the question whether a keeper holds it: should we die meanwhile, it is there.
@@ -172,7 +176,8 @@ class Spares:
         self._send_waiting()
 
     def pin(self, path: str, pidfd: int) -> "Signal | None":
-        """Have the keeper pin a process: fires when it has; None without one. The pidfd is borrowed until `unpin`.
+        """Have the keeper pin a process: fires when it has, or with why not; None without one. The pidfd is borrowed
+        until `unpin`.
 
         A keeper that comes later pins it then.
         """
@@ -182,6 +187,10 @@ class Spares:
         pinned = self._ask_pin(path, pidfd)
         self._send_waiting()
         return pinned
+
+    def is_pinning(self, path: str) -> bool:
+        """Whether this is to be pinned, by whichever keeper."""
+        return path in self._pins
 
     def ask_relief(self, code: str, count: int) -> "Signal | None":
         """Ask the keeper whether it would have a copy follow us: fires with why not, empty when it would.
@@ -259,8 +268,11 @@ class Spares:
             if not message:
                 self._lose()
                 return
-            if message == PINNED and self._unanswered:
-                self._unanswered.pop(0).fire()
+            if message.startswith(NOT_PINNED):
+                self._not_pinned = message[len(NOT_PINNED) :].decode(errors="replace")
+            elif message == PINNED and self._unanswered:
+                why, self._not_pinned = self._not_pinned, ""
+                self._unanswered.pop(0).fire(why)
             elif message.startswith(RELIEF) and self._relief is not None:
                 asked, self._relief = self._relief, None
                 asked.fire(message[len(RELIEF) :].decode(errors="replace"))
@@ -279,6 +291,7 @@ class Spares:
             self._waiting.clear()
             self._words.clear()
             self._unanswered.clear()
+            self._not_pinned = ""
             self._relief = None
 
     def excuse(self) -> None:

@@ -21,7 +21,7 @@ from shim.task import creation, execs
 from shim.task.container import Container
 from shim.task.ending import exit_event, on_exit
 from shim.task.lifecycle import CREATED, CREATING, DELETED, PAUSED, RUNNING, STOPPED
-from shim.task.pinning import pin, pin_again, unpin
+from shim.task.pinning import pin, pin_again, unpin, unpin_stale
 from shim.task.process import Process
 from shim.task.saving import save, save_and_tell
 from shim.upgrade.carrying import put_back
@@ -61,6 +61,8 @@ def begin(tasks: "TaskService", state: "dict[str, Any]") -> "Handler":
     else:
         yield from _settle(container)
     faults.point("takeover.settled")
+    if tasks.container is not None:
+        unpin_stale(container)
     parts.spares.settle()
     if tasks.container is not None and container.restart is not None:
         container.restart.resume()

@@ -40,7 +40,7 @@ from shim.serving.uplink import Uplink, plain_path
 from shim.streams.stdio import Stdio
 from shim.task.exits import ExitStore
 from shim.task.lifecycle import DELETED, STOPPED
-from shim.task.pinning import unpin_left
+from shim.task.pinning import unpin_left, unpin_stale
 from shim.task.saving import save_process
 from shim.upgrade import relief
 from shim.upgrade.upgrading import Upgrade, drop_ballast
@@ -177,7 +177,12 @@ class Shim:
         if lock_fd >= 0:
             spares.hold(LOCK, lock_fd, is_known=True)
         spares.hold(LISTENER, listener_fd, is_known=True)
+        spares.on_connected = self._joined
         return Rejoin(self.loop, self.params, spares, self.log, listener_fd, lock_fd)
+
+    def _joined(self) -> None:
+        if self.tasks.container is not None and self.tasks.restoring is None:
+            unpin_stale(self.tasks.container)
 
     def _begin(self, earlier: "dict[str, Any] | None", *, is_raised: bool) -> None:
         """Take over what an earlier shim left, if that is anything; a shim raised for nothing ends."""

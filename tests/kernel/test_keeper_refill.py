@@ -5,8 +5,12 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
+
+import pytest
 
 from shim import launch
+from shim.core import pidfds
 from shim.params import Params
 from shim.recovery.rejoin import pack_adoption
 from tests.support import leaks
@@ -21,6 +25,8 @@ SHIM = "shimd.shim.v1.Shim"
 COUNTER = ["sh", "-c", "i=0; while [ ! -e /go ]; do i=$((i+1)); echo $i; usleep 1000; done; exit 42"]
 ECHO = ["sh", "-c", "while read line; do echo got $line; done; exit 42"]
 WAITER = ["sh", "-c", "while [ ! -e /go ]; do usleep 10000; done; exit 42"]
+
+PINS = pytest.mark.skipif(not pidfds.keeps_exit_status(), reason="Linux 6.15: below it nothing is pinned")
 
 
 def read(path: str) -> str:
@@ -365,6 +371,47 @@ def test_an_execs_status_survives_the_death_of_everybody_who_could_reap_it() -> 
         (record,) = [each for each in exits if each.exec_id == "e1"]
         assert (record.code, record.source) == (42, shim.EXIT_SOURCE_PIDFD)
         wait_until(lambda: pinned(box) == {init}, what="its pin to be taken away")
+
+
+@PINS
+def test_a_pin_that_a_dead_keeper_was_to_take_away_is_taken_away_by_the_next() -> None:
+    """It was told that the exec's exit is on disk, and killed before it did anything about it."""
+    with KeptBox() as box:
+        box.create()
+        box.start()
+        box.add_exec("e1", WAITER)
+        pid = box.start("e1").pid
+        init, keeper = box.state().pid, box.keeper_pid
+        wait_until(lambda: pinned(box) == {init, pid}, what="the pins of init and the exec that runs")
+        os.kill(keeper, signal.SIGSTOP)
+        box.let_go()
+        assert box.wait("e1").exit_status == 42
+        assert pinned(box) == {init, pid}
+        box.kill_keeper()
+        box.wait_refilled(but=keeper)
+
+        wait_until(lambda: pinned(box) == {init}, what="the pin to be taken away")
+
+
+@PINS
+def test_a_shim_is_told_that_a_pin_failed() -> None:
+    """It tries itself; where it cannot either, its log says whose exit status is not kept, and why."""
+    with KeptBox() as box:
+        box.create()
+        box.start()
+        init, place = box.state().pid, os.path.join(box.sockets, "pins")
+        wait_until(lambda: pinned(box) == {init}, what="the pin of init")
+        subprocess.run(["mount", "-o", "remount,ro", place], check=True)
+        box.add_exec("e1", WAITER)
+        box.start("e1")
+        (said,) = [line for line in box.read("shim.log").splitlines() if "status of exec.e1 is not pinned" in line]
+        assert said.count("Read-only file system") == 2
+        subprocess.run(["mount", "-o", "remount,rw", place], check=True)
+        box.add_exec("e2", WAITER)
+        pid = box.start("e2").pid
+        assert pinned(box) == {init, pid}
+        box.let_go()
+        assert [box.wait(name).exit_status for name in ("e1", "e2")] == [42, 42]
 
 
 def pinned(box: KeptBox) -> set[int]:

@@ -1,11 +1,18 @@
-"""Taking pins away, where mounting plays no part."""
+"""Making pins and taking them away, where mounting plays no part."""
 
 import fcntl
 import os
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from shim.core import pidfds
+from shim.core.loop import Loop
+from shim.core.steps import Signal
 from shim.recovery import pins
+from shim.task import pinning
+from tests.support.streams import play
 
 SOCKET = "0123456789abcdef" * 4
 
@@ -43,3 +50,30 @@ def test_who_is_the_last_to_look_after_a_pin_waits_for_the_others(
 
     assert os.path.exists(path) is not is_gone
     assert os.path.exists(other)
+
+
+@pytest.mark.parametrize(("answer", "made_here"), [("", False), ("no room", True), (None, True)])
+def test_a_pin_the_keeper_cannot_make_is_made_here(
+    monkeypatch: pytest.MonkeyPatch, answer: str | None, made_here: bool
+) -> None:
+    """None: there is no keeper."""
+    monkeypatch.setattr(pidfds, "keeps_exit_status", lambda: True)
+    made, warned = [], []
+    asked = None
+    if answer is not None:
+        asked = Signal()
+        asked.fire(answer)
+    parts = SimpleNamespace(
+        params=SimpleNamespace(socket_path="/run/s/x"),
+        spares=SimpleNamespace(pin=lambda _path, _pidfd: asked),
+        pin=lambda pidfd, _path: made.append(pidfd),
+        log=SimpleNamespace(warning=warned.append),
+    )
+    process: Any = SimpleNamespace(pidfd=7, inode=8, pid=9, name="init")
+    container: Any = SimpleNamespace(parts=parts)
+    loop = Loop()
+    play(loop, pinning.pin(container, process))
+    loop.close()
+
+    assert made == ([7] if made_here else [])
+    assert warned == []

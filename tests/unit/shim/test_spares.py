@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from shim.core.loop import Loop
-from shim.recovery.spares import Spares
+from shim.recovery.spares import NOT_PINNED, PINNED, Spares
 
 Kept = tuple[Spares, socket.socket]
 
@@ -37,6 +37,19 @@ def test_nothing_piles_up_for_a_keeper_that_is_stopped(kept: Kept) -> None:
     assert taken_away_by_us > 2000
     assert len(spares._words) < 10
     assert spares._pins == {}
+
+
+def test_each_pin_has_its_own_answer(kept: Kept) -> None:
+    """Of three the second fails; who waits for it is told why, and the third has nothing to do with that."""
+    spares, keeper = kept
+    pidfd = os.pidfd_open(os.getpid())
+    asked = [spares.pin(f"/run/s/pins/x-{number}-1", pidfd) for number in range(3)]
+    for word in (PINNED, NOT_PINNED + b"no room", PINNED, PINNED):
+        keeper.send(word)
+        spares._loop.run_once(5.0)
+    os.close(pidfd)
+
+    assert [each.value for each in asked if each is not None and each.fired] == ["", "no room", ""]
 
 
 def test_a_keeper_that_reads_is_asked_for_both(kept: Kept) -> None:

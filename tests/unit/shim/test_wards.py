@@ -17,7 +17,7 @@ from shim.keeper.keeper import Keeper
 from shim.keeper.looks import ended_child
 from shim.keeper.wards import FAILURES_MAX, PAUSE_MAX_S, STEADY_S, Ward
 from shim.params import Params
-from shim.recovery.spares import PIN, PINNED, SETTLED
+from shim.recovery.spares import NOT_PINNED, PIN, PINNED, SETTLED
 from shim.recovery.successor import TRY_AGAIN, exit_code
 from tests.support.waiting import wait_until
 
@@ -61,11 +61,25 @@ def test_a_held_fd_for_which_there_was_no_room_is_reported_and_the_old_one_let_g
 
 
 def test_a_pin_is_answered_also_when_its_pidfd_did_not_arrive(held: Held) -> None:
-    """Answers are counted: one that did not come would be taken for the next, ever after."""
+    """Answers are counted: one that did not come would be taken for the next, ever after. Why it failed goes before."""
     held.say(PIN + b"/run/s/pins/x-1-1")
 
+    assert held.shim.recv(64) == NOT_PINNED + b"the keeper has no room for its pidfd"
     assert held.shim.recv(64) == PINNED
     assert "no room for the pidfd" in held.said[0]
+
+
+def test_a_pin_that_fails_is_answered_with_why(held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_pidfd: int, _path: str) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(wards.pins, "pin", fail)
+    held.say(PIN + b"/run/s/pins/x-1-1", 0)
+    assert held.shim.recv(64) == NOT_PINNED + b"[Errno 1] Operation not permitted"
+    assert held.shim.recv(64) == PINNED
+    monkeypatch.setattr(wards.pins, "pin", lambda _pidfd, _path: None)
+    held.say(PIN + b"/run/s/pins/x-1-1", 0)
+    assert held.shim.recv(64) == PINNED
 
 
 def test_only_what_cannot_take_over_is_given_up(held: Held) -> None:
