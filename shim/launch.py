@@ -26,7 +26,8 @@ DYING_S, DYING_PAUSE_S = 0.5, 0.005
 # without an answer means stopped, stuck, or a machine so busy that nothing is quick.
 ANSWER_S = 2.0
 # One that young may be at its imports still: another in its place would begin anew beside it, and make both slower.
-YOUNG_S = 20.0
+# A start beside it were no quicker either, and its shim not the keeper's child: that is worth waiting longer for.
+YOUNG_S, YOUNG_ANSWER_S = 20.0, 6.0
 ANSWER_MAX_BYTES = 65536
 STDIN_MAX_BYTES = 1 << 20
 DEFAULT_SOCKET_DIR = b"/run/containerd/s"
@@ -123,7 +124,7 @@ def keeper_path(environment: "dict[bytes, bytes]") -> bytes:
 def start_by_keeper(path: bytes, stdin: bytes) -> bytes:
     """Have the keeper start this shim; what `start` is to print. One that is missing, old or sick is replaced.
 
-    Blocks: at most ANSWER_S per keeper asked; a sick one's successor is not waited for.
+    Blocks: at most ANSWER_S per keeper asked, YOUNG_ANSWER_S for a new one; a sick one's successor is not waited for.
     Raises: Unserved; then no shim was or will be started by what was asked.
     """
     request = pack_request(posix.getcwdb(), sys.argv[1:], posix.environ, stdin)
@@ -169,7 +170,8 @@ def ask(path: bytes, request: bytes) -> "tuple[bytes, bytes]":
     """One request, one answer: outcome and text. The answer is the keeper's commitment.
 
     Order: when this raises, no answer can be sent any more, and so the request has and will have no effect.
-    Blocks: at most ANSWER_S. Raises: OSError when nobody serves there; Unserved when it will not do, Sick among them.
+    Blocks: at most ANSWER_S, YOUNG_ANSWER_S when it is new. Raises: OSError when nobody serves there; Unserved when it
+    will not do, Sick among them.
     """
     import _socket
 
@@ -230,13 +232,22 @@ def _exchange(connection: "_socket.socket", request: bytes, path: bytes) -> byte
     try:
         return connection.recv(ANSWER_MAX_BYTES)
     except TimeoutError:
-        # Our half is closed first: an answer is in the queue by now, or can never get there.
-        connection.shutdown(SHUT_RD)
-        answer = connection.recv(ANSWER_MAX_BYTES)
-        if answer:
-            return answer
-        why = f"it does not answer within {ANSWER_S:g} s"
-        raise (Unserved(f"{why}, but is new") if _is_young(path) else Sick(why)) from None
+        pass
+    is_young = _is_young(path)
+    if is_young:
+        connection.settimeout(YOUNG_ANSWER_S - ANSWER_S)
+        try:
+            return connection.recv(ANSWER_MAX_BYTES)
+        except TimeoutError:
+            pass
+    # Our half is closed first: an answer is in the queue by now, or can never get there.
+    connection.shutdown(SHUT_RD)
+    answer = connection.recv(ANSWER_MAX_BYTES)
+    if answer:
+        return answer
+    if is_young:
+        raise Unserved(f"it does not answer within {YOUNG_ANSWER_S:g} s, but is new")
+    raise Sick(f"it does not answer within {ANSWER_S:g} s")
 
 
 def _is_young(path: bytes) -> bool:

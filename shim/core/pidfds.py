@@ -13,6 +13,7 @@ TYPE_CHECKING = False
 _GET_INFO, _INFO_BYTES = 0xC040FF0B, 64
 _INFO_EXIT = 1 << 3
 _EXIT_CODE_AT = 60
+_EXIT_RELEASE = (6, 15)
 
 # The kernel does not change: asked once.
 _supports_inodes: "bool | None" = None
@@ -37,8 +38,10 @@ def exit_status(pidfd: int) -> "int | None":
 
 
 def keeps_exit_status() -> bool:
-    """Whether this kernel will answer `exit_status`. Asked of ourselves: 6.13 and later take the request."""
+    """Whether this kernel will answer `exit_status`. 6.13 and 6.14 take the request, and never have the answer."""
     global _knows_info
+    if _knows_info is None and _release() < _EXIT_RELEASE:
+        _knows_info = False
     if _knows_info is None:
         pidfd = os.pidfd_open(os.getpid())
         info = bytearray(_INFO_BYTES)
@@ -51,6 +54,15 @@ def keeps_exit_status() -> bool:
         finally:
             os.close(pidfd)
     return _knows_info
+
+
+def _release() -> "tuple[int, int]":
+    """The kernel's major and minor number; (0, 0) of a name that has none. Source: uname(2)."""
+    numbers = os.uname().release.partition("-")[0].split(".")
+    try:
+        return int(numbers[0]), int(numbers[1])
+    except (ValueError, IndexError):
+        return 0, 0
 
 
 def is_over(pidfd: int) -> bool:

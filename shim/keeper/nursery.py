@@ -1,5 +1,7 @@
 """The copies that wait to be shims, the templates they are made by, and the shims that wait for a copy."""
 
+import time
+
 from shim.core.loop import READ
 from shim.keeper.births import REFUSALS, Birth
 from shim.keeper.copy import MESSAGE_MAX_BYTES
@@ -21,8 +23,9 @@ COPY_AGAIN_S = 0.1  # after a copy died by itself
 # A template forks in milliseconds. One that has not for so long is stopped or stuck, and successors wait for it.
 STUCK_S = 10.0
 # How long a request may wait for a copy: less than who asked waits (launch.ANSWER_S), who is to find bundle and address
-# free then.
+# free then. Who asks a new keeper waits longer (launch.YOUNG_ANSWER_S, for as long as YOUNG_S says).
 BIRTH_S = 1.5
+NEW_S, NEW_BIRTH_S = 10.0, 5.0
 # After a template died: one that dies of its rehearsal is not to keep us busy.
 AGAIN_S = 60.0
 
@@ -40,6 +43,7 @@ class Nursery:
         self.on_birth = on_birth
         self.is_dismissed = False
         self.has_rehearsed = False  # the template in use
+        self._made_at = time.monotonic()
         self.templates: dict[int, Template] = {}
         self.coming: dict[socket.socket, Timer] = {}  # copies that were ordered, and when they are late
         self.spares: dict[socket.socket, int] = {}  # copies that wait, and their pids
@@ -58,8 +62,9 @@ class Nursery:
 
     def expect(self, birth: "Birth") -> None:
         """Make it a shim as soon as there is a copy. Order: from here on its connection is the nursery's."""
-        late = f"no copy was ready within {BIRTH_S:g} s"
-        self.births[birth] = self.loop.call_later(BIRTH_S, lambda: self._give_up(birth, late))
+        wait_s = NEW_BIRTH_S if time.monotonic() - self._made_at < NEW_S else BIRTH_S
+        late = f"no copy was ready within {wait_s:g} s"
+        self.births[birth] = self.loop.call_later(wait_s, lambda: self._give_up(birth, late))
         # Who hangs up starts the shim by itself, and needs bundle and address at once.
         self.loop.register(birth.connection.fileno(), READ, lambda _mask: self._give_up(birth, "it did not wait"))
         self._give_births()

@@ -3,6 +3,7 @@
 import os
 import re
 import resource
+import shutil
 import signal
 import socket
 import stat
@@ -204,11 +205,14 @@ def test_where_systemd_runs_it_is_asked_for_a_scope(short_dir: str) -> None:
     """
     code = "import sys; from shim.keeper import home; print(home.move_out('kept', systemd_runs=sys.argv[1]))"
     said = []
+    os.symlink(
+        shutil.which("cat") or "", f"{short_dir}/cat"
+    )  # and nothing else: a systemd-run of the machine's own is not meant
     for answer in ("exec cat", "exit 1", ""):
         with open(f"{short_dir}/systemd-run", "w", encoding="ascii") as file:
             file.write(f'#!/bin/sh\necho "$@" > {short_dir}/asked\n{answer}\n' if answer else "#!/none\n")
         os.chmod(f"{short_dir}/systemd-run", 0o755)
-        environment = {**os.environ, "PATH": f"{short_dir}:{os.environ['PATH']}"}
+        environment = {**os.environ, "PATH": short_dir}
         command = [sys.executable, "-c", code, short_dir]
         said.append(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
 

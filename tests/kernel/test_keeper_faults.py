@@ -175,7 +175,7 @@ def test_a_new_keeper_that_is_slow_is_not_replaced() -> None:
         bundle = keeper.bundle("c1")
         bundle.start()
         assert bundle.info().pid == bundle.shim_pid
-        assert f"{COLD}: it does not answer within 2 s, but is new" in bundle.read("shim.log")
+        assert f"{COLD}: it does not answer within 6 s, but is new" in bundle.read("shim.log")
         os.kill(slow, signal.SIGCONT)
         after = keeper.bundle("c2")
         after.start()

@@ -10,7 +10,7 @@ import pytest
 from tests.support import leaks
 from tests.support.shimbox import ShimBox, running
 from tests.support.waiting import wait_until
-from ttrpc.api import cgroups1, runc, shim, task, wkt
+from ttrpc.api import cgroups1, cgroups2, runc, shim, task, wkt
 from ttrpc.errors import StatusError
 from ttrpc.status import Code
 
@@ -503,8 +503,8 @@ def test_update_changes_a_limit(box: ShimBox) -> None:
     box.call("Update", task.UpdateTaskRequest(id="box", resources=wkt.any_of(url, b'{"pids":{"limit":77}}')))
     stats = box.call("Stats", task.StatsRequest(id="box")).stats
 
-    assert stats.type_url in ("io.containerd.cgroups.v1.Metrics", "io.containerd.cgroups.v2.Metrics")
-    assert cgroups1.Metrics.FromString(stats.value).pids.limit == 77
+    kinds = {"io.containerd.cgroups.v1.Metrics": cgroups1.Metrics, "io.containerd.cgroups.v2.Metrics": cgroups2.Metrics}
+    assert kinds[stats.type_url].FromString(stats.value).pids.limit == 77
     with pytest.raises(StatusError) as error:
         box.call("Update", task.UpdateTaskRequest(id="box", resources=wkt.any_of(url, b"nonsense")))
     assert error.value.code == Code.INVALID_ARGUMENT

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from shim import launch
 from shim.core.loop import Loop
 from shim.core.shimlog import ShimLog
 from shim.keeper import nursery as nurseries
@@ -53,6 +54,7 @@ class Asked(Birth):
 @pytest.fixture
 def nursery(tmp_path: os.PathLike[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Nursery]:
     monkeypatch.setattr(nurseries, "fork_template", lambda **_: Barren())
+    monkeypatch.setattr(nurseries, "NEW_S", 0.0)
     loop, log = Loop(), ShimLog(os.fspath(tmp_path), "keeper")
     made = Nursery(loop, os.fspath(tmp_path), log, lambda ward: None)
     yield made
@@ -105,6 +107,25 @@ def test_without_a_copy_in_time_the_asker_is_told(nursery: Nursery, monkeypatch:
     assert birth.said == ["no copy was ready within 0.01 s"]
     assert nursery.births == {}
     client.close()
+
+
+def test_who_asks_a_new_keeper_is_told_later(nursery: Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything is slow in a machine that has just booted, a start beside the keeper too."""
+    monkeypatch.setattr(nurseries, "BIRTH_S", 0.0)
+    monkeypatch.setattr(nurseries, "NEW_S", 1000.0)
+    monkeypatch.setattr(nurseries, "NEW_BIRTH_S", 0.02)
+    birth, client = ask(nursery)
+    run_until(nursery, birth)
+
+    assert birth.said == ["no copy was ready within 0.02 s"]
+    client.close()
+
+
+def test_a_keeper_gives_up_before_who_asked_does() -> None:
+    """Also while it is new: it is that for a shorter time than who asks believes."""
+    assert nurseries.BIRTH_S < launch.ANSWER_S
+    assert nurseries.NEW_BIRTH_S < launch.YOUNG_ANSWER_S
+    assert nurseries.NEW_S + launch.YOUNG_ANSWER_S < launch.YOUNG_S
 
 
 def test_a_template_that_does_not_fork_is_replaced_for_successors_wait_for_it(
