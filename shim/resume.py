@@ -81,7 +81,7 @@ def check(fd: int) -> int:
         os.write(
             1,
             json.dumps(
-                {"version": VERSION, "found": look(handover.read(fd)), "carries": carriedcalls.VERSION}
+                {"version": VERSION, "found": look(handover.read(fd)), "carries": carriedcalls.VERSION, "lifts": 1}
             ).encode(),
         )
     except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer

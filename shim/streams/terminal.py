@@ -157,6 +157,11 @@ class TerminalPump(Pump):
             lift.staged_bytes -= moved
         return moved
 
+    @property
+    def staged_bytes(self) -> int:
+        """Lifted, and not taken yet."""
+        return self._lift.staged_bytes
+
     def unread_bytes(self) -> int:
         return super().unread_bytes() + self._lift.staged_bytes
 

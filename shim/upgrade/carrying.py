@@ -5,6 +5,7 @@ Everything else is in the FIFOs, which stay open, or on disk, where a successor 
 
 from shim.streams.jsonlines import STDOUT
 from shim.streams.outlets import PipeSink
+from shim.streams.terminal import TerminalPump
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,6 +20,11 @@ def trouble(stdio: "Stdio") -> str:
     if log is not None and not (log.idle and not log.unmarked_bytes):
         return f"log {log.path} cannot be written, and output waits for it"
     return ""
+
+
+def staged_bytes(stdio: "Stdio") -> int:
+    """What is in the FIFO between a terminal and where its output goes."""
+    return sum(pump.staged_bytes for pump in stdio.pumps if isinstance(pump, TerminalPump))
 
 
 def carry(stdio: "Stdio") -> "dict[str, Any]":

@@ -27,7 +27,7 @@ from shim.streams.pumps import discard
 from shim.task.lifecycle import DELETED
 from shim.task.saving import save, save_exec
 from shim.upgrade import carriedcalls, handover
-from shim.upgrade.carrying import carry, trouble
+from shim.upgrade.carrying import carry, staged_bytes, trouble
 from shim.version import VERSION
 from ttrpc.api import shim as api
 
@@ -50,6 +50,7 @@ LOOK_FIRST_S, LOOK_MAX_S = 0.001, 0.02
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGCHLD)
 OUTPUT_MAX_BYTES = 65536
 LOWEST_FD = 16
+OLDER = "the other program, an older one,"
 
 
 class Upgrade:
@@ -107,8 +108,9 @@ class Upgrade:
                     check_us=found["check_us"],
                     found=found["found"],
                 )
-            carries = found.pop("carries")
-            yield from self._await_quiet((request.patience_ms / 1000) or PATIENCE_S, cuts_streams=not carries)
+            carries, lifts = found.pop("carries"), found.pop("lifts")
+            patience_s = (request.patience_ms / 1000) or PATIENCE_S
+            yield from self._await_quiet(patience_s, cuts_streams=not carries, leaves_lifted=not lifts)
             found["clients"], client_fds = carriedcalls.carry(self._shim) if carries else (None, set())
             self._execute(python, paths, found, client_fds)
         finally:
@@ -149,22 +151,25 @@ class Upgrade:
             raise failed_precondition(f"the new program cannot go on from here: {last}")
         try:
             found: dict[str, Any] = json.loads(output)
-            carries = found.get("carries") == carriedcalls.VERSION
-            return {"version": str(found["version"]), "found": str(found["found"]), "carries": carries}
+            carries, lifts = found.get("carries") == carriedcalls.VERSION, bool(found.get("lifts"))
+            return {"version": str(found["version"]), "found": str(found["found"]), "carries": carries, "lifts": lifts}
         except (ValueError, KeyError, TypeError):
             raise failed_precondition(f"the new program's check says {output[:200]!r}") from None
 
     # --- the moment
 
-    def _await_quiet(self, patience_s: float, *, cuts_streams: bool) -> "Handler":
+    def _await_quiet(self, patience_s: float, *, cuts_streams: bool, leaves_lifted: bool) -> "Handler":
         """Wait until nothing is under way. For the second half of the time nothing new is begun.
 
-        ``cuts_streams``: the new program, an older one, does not go on with them.
+        ``cuts_streams``: the new program, an older one, does not go on with them. ``leaves_lifted``: nor does it read
+        what was lifted from a terminal and has no room yet where it is to go (terminal.py).
 
         Raises: FailedPrecondition naming what does not end.
         """
         began, pause_s = time.monotonic(), LOOK_FIRST_S
-        while why := self.what_hinders(spares_streams=cuts_streams and time.monotonic() - began < patience_s / 2):
+        while why := (leaves_lifted and self._what_is_lifted()) or self.what_hinders(
+            spares_streams=cuts_streams and time.monotonic() - began < patience_s / 2
+        ):
             waited_s = time.monotonic() - began
             if waited_s > patience_s:
                 raise failed_precondition(f"busy: {why}; nothing was changed, try again")
@@ -198,6 +203,13 @@ class Upgrade:
                 return why
         if spares_streams and any(is_streaming(connection) for connection in shim.server.connections):
             return "a client streams"
+        return ""
+
+    def _what_is_lifted(self) -> str:
+        for process in self.processes():
+            count = staged_bytes(process.stdio) if process.stdio is not None else 0
+            if count:
+                return f"{count} bytes of {process.name}'s terminal wait for its client to read, and {OLDER} loses them"
         return ""
 
     def processes(self) -> "list[Process]":

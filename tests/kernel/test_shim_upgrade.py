@@ -3,16 +3,20 @@
 SHIMD_TEST_SHIM_UPGRADES: how often in a row.
 """
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from shim.core import pipes
 from tests.support import leaks
 from tests.support.codetree import CodeTree
 from tests.support.keptbox import KeptBox
@@ -252,6 +256,62 @@ def test_input_that_was_not_read_yet_and_an_unfinished_line_of_a_terminal() -> N
         assert box.wait().exit_status == 0
         assert hashlib.md5(data).hexdigest().encode() in told
         assert [json.loads(line)["log"] for line in leaks.read(f"{box.folder}/log").splitlines()] == ["half a line\r\n"]
+
+
+def test_older_code_waits_for_a_terminals_client_that_does_not_read(tmp_path: Path) -> None:
+    """It would not read what was lifted from the terminal and has no room in the client's FIFO; newer code does."""
+    os.mkfifo(tmp_path / "client")
+    client = os.open(tmp_path / "client", os.O_RDWR | os.O_NONBLOCK)
+    script = "while [ ! -e /go ]; do usleep 10000; done; seq 1 2000; while [ ! -e /end ]; do usleep 10000; done"
+    lifted = -1
+    try:
+        with KeptBox(["sh", "-c", script], terminal=True) as box:
+            older = CodeTree(box.folder, "0.0.9")
+            older.edit("shim/resume.py", ', "lifts": 1', "")
+            box.create(stdout=str(tmp_path / "client"))
+            box.start()
+            lifted = os.open(box.path("io", "init.lifted"), os.O_RDONLY | os.O_NONBLOCK)
+            in_the_way = fill(client)
+            box.let_go()
+            wait_until(lambda: pipes.waiting_bytes(lifted), what="output to be lifted")
+            why = refused(box, paths=older.paths, patience_s=5)  # which limits the check, too
+            assert re.search(r"busy: \d+ bytes of init's terminal wait for its client", why)
+            upgrade(box)
+            assert pipes.waiting_bytes(lifted)
+            expected = b"".join(b"%d\r\n" % number for number in range(1, 2001))
+            seen = drain(client, in_the_way + len(expected))
+            assert seen[in_the_way:] == expected
+            upgrade(box, paths=older.paths)
+            assert box.info().version == "0.0.9"
+            with open(os.path.join(box.rootfs, "end"), "w", encoding="utf-8"):
+                pass
+            assert box.wait().exit_status == 0
+    finally:
+        os.close(client)
+        if lifted >= 0:
+            os.close(lifted)
+
+
+def fill(fifo: int) -> int:
+    """Write until there is no room; how much that was."""
+    count = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            count += os.write(fifo, b"x" * 4096)
+    return count
+
+
+def drain(fifo: int, count: int) -> bytes:
+    seen = b""
+
+    def is_all() -> bool:
+        nonlocal seen
+        with contextlib.suppress(BlockingIOError):
+            seen += os.read(fifo, 65536)
+        return len(seen) >= count
+
+    wait_until(is_all, deadline_s=60, what="all of it")
+    return seen
 
 
 # --- exits and calls meanwhile

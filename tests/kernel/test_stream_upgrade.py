@@ -236,6 +236,7 @@ def test_an_older_program_closes_what_it_does_not_know(box: KeptBox) -> None:
     """What its client has sent is with the process before, though that does not read at first."""
     tree = CodeTree(box.folder, "0.0.9")
     tree.edit("shim/resume.py", ', "carries": carriedcalls.VERSION', "")
+    tree.edit("shim/resume.py", ', "lifts": 1', "")
     tree.edit("shim/upgrade/upgrading.py", 'found.pop("carries")', 'found.pop("carries") and False')
     tree.edit("shim/serving/serve.py", 'if carried.get("clients"):', "if False:")
     heard = run(box, ["sh", "-c", "sleep 1; md5sum; cat /begin"])
