@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ttrpc.wire_events import Event
 
 READ_BYTES = 64 << 10
+STREAM_READ_BYTES = 256 << 10  # of a select loop: all that a Unix socket holds by default, and frames are not cut
 
 
 class BlockingClient:
@@ -178,7 +179,7 @@ class BlockingClient:
         try:
             self._outbox.flush(self._socket)
             if not self._is_held():
-                self._received(self._socket.recv(READ_BYTES, socket.MSG_DONTWAIT))
+                self._received(self._socket.recv(STREAM_READ_BYTES, socket.MSG_DONTWAIT))
         except BlockingIOError:
             pass
         except OSError as error:

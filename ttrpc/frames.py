@@ -81,27 +81,38 @@ class FrameReader:
             skipped = min(self._skip, len(data))
             self._skip -= skipped
             data = data[skipped:]
-        if not self._buffer:
-            frames, at = self._cut(data)
-            if at < len(data):
-                self._buffer += data[at:] if at else data
-            return frames
-        self._buffer += data
-        if len(self._buffer) >= HEADER_BYTES:
-            length, _, type_, _ = _unpack_header(self._buffer)
-            if REQUEST <= type_ <= DATA and length <= MAX_DATA_BYTES and len(self._buffer) < HEADER_BYTES + length:
-                return []
-        whole = bytes(self._buffer)
-        self._buffer.clear()
-        frames, at = self._cut(whole)
-        if at < len(whole):
-            self._buffer += whole[at:]
+        frames: list[Frame] = []
+        at = 0
+        if self._buffer:
+            missing = self._missing_bytes()
+            if missing > len(data):
+                self._buffer += data
+                return frames
+            if missing > 0:  # the usual way of a large frame: its parts are joined once
+                length, stream_id, type_, flags = _unpack_header(self._buffer)
+                with memoryview(self._buffer) as begun:
+                    body = b"".join((begun[HEADER_BYTES:], memoryview(data)[:missing]))
+                frames.append(Frame(stream_id, type_, flags, body, length))
+                at = missing
+            else:
+                data = bytes(self._buffer) + data
+            self._buffer.clear()
+        at = self._cut(data, at, frames)
+        if at < len(data):
+            self._buffer += memoryview(data)[at:] if at else data
         return frames
 
-    def _cut(self, data: bytes) -> "tuple[list[Frame], int]":
-        """The whole frames in `data`, and where the first unfinished one begins."""
-        frames: list[Frame] = []
-        at, end = 0, len(data)
+    def _missing_bytes(self) -> int:
+        """How much the frame in the buffer lacks; 0 when that is not known, or it is none that is kept."""
+        if len(self._buffer) < HEADER_BYTES:
+            return 0
+        length, _, type_, _ = _unpack_header(self._buffer)
+        is_kept = REQUEST <= type_ <= DATA and length <= MAX_DATA_BYTES
+        return max(0, HEADER_BYTES + length - len(self._buffer)) if is_kept else 0
+
+    def _cut(self, data: bytes, at: int, frames: "list[Frame]") -> int:
+        """Append the whole frames in `data` from there on; the value is where the first unfinished one begins."""
+        end = len(data)
         while end - at >= HEADER_BYTES:
             length, stream_id, type_, flags = _unpack_header(data, at)
             body = at + HEADER_BYTES
@@ -118,4 +129,4 @@ class FrameReader:
                 self.unknown_frames += 1
             at = min(body + length, end)
             self._skip = length - (at - body)
-        return frames, at
+        return at

@@ -1,6 +1,8 @@
 """Cutting bytes into frames: header, limits, what is thrown away."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ttrpc.frames import DATA, HEADER_BYTES, MAX_DATA_BYTES, REQUEST, RESPONSE, Frame, FrameReader, pack_header
 
@@ -29,6 +31,24 @@ def test_how_reads_cut_the_bytes_changes_nothing(size: int) -> None:
 
     assert got == [frame(1, REQUEST, b"hello"), frame(3, RESPONSE, b""), frame(1, REQUEST, b"hello")]
     assert reader.unparsed == b""
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([REQUEST, RESPONSE, DATA, 9]), st.integers(0, 300)), max_size=8),
+    st.lists(st.integers(1, 400), min_size=1, max_size=40),
+)
+def test_frames_of_any_size_survive_any_cut(kinds: list[tuple[int, int]], cuts: list[int]) -> None:
+    frames = [frame(2 * number + 1, kind, bytes((number,)) * size) for number, (kind, size) in enumerate(kinds)]
+    wire = b"".join(pack_header(each.length, each.stream_id, each.type, 0) + (each.data or b"") for each in frames)
+    reader, got, at = FrameReader(), [], 0
+    while at < len(wire):
+        cut = cuts[at % len(cuts)]
+        got += reader.feed(wire[at : at + cut])
+        at += cut
+
+    assert got == [each for each in frames if each.type <= DATA]
+    assert reader.unknown_frames == len(frames) - len(got)
+    assert (reader.unparsed, reader.skipping_bytes) == (b"", 0)
 
 
 def test_half_a_frame_waits_and_can_be_handed_to_another_reader() -> None:
