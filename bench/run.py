@@ -27,6 +27,7 @@ SCRIPTS = (
         "cli",
         "rps",
         "logs",
+        "attach",
         "keeper",
         "hostile",
     ),
