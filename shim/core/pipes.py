@@ -16,6 +16,7 @@ CHUNK_BYTES = (
 )  # one read or splice: the usual pipe capacity, and a bound for what one formatted batch can grow to
 # One splice into a file: each wakes the writer, and wants the processor back from it.
 SPLICE_BYTES = 1 << 18
+TAKE_BYTES = 1 << 17  # the same into a spool, where what was taken has to be dealt with at once
 
 
 def make_fifo(path: str, *, uid: int = 0, gid: int = 0) -> None:

@@ -11,17 +11,15 @@ if TYPE_CHECKING:
 
     from shim.streams.spool import Book, Spool
 
-# Attach clients are behind by what is unsent (HIGH_WATER_BYTES), one chunk, and the sent part of another: together no
-# more than a spool goes back at least (ROLL_BYTES).
-TAKE_BYTES = 2 * pipes.CHUNK_BYTES
-
 
 class Backlog:
     """The end of a process's pumps. Owns the book. Where its disk is full, output goes on without a copy."""
 
+    # Attach clients are behind by what is unsent (HIGH_WATER_BYTES), one chunk, and the sent part of another: together
+    # no more than a spool goes back at least (ROLL_BYTES).
+    take_bytes = pipes.TAKE_BYTES
     blocked = takes_splice = reads_back = False
     idle = takes_sources = True
-    take_bytes = TAKE_BYTES
 
     __slots__ = ("book",)
 
@@ -32,21 +30,26 @@ class Backlog:
     def splice(self, _source_fd: int, _tell: "Callable[[bytes], None] | None" = None, _count: int = 0) -> "int | None":
         raise AssertionError("it takes what passes")
 
-    def take(self, stream: str, source_fd: int, count: int) -> bytes:
-        """Take a chunk from a pipe; empty is its end. Raises: BlockingIOError when it is empty; OSError."""
+    def take(self, stream: str, source_fd: int, count: int, tell: "Callable[[bytes], None]") -> int:
+        """Take a chunk from a pipe and tell it; 0 is its end. Raises: BlockingIOError when it is empty; OSError."""
         spool = self.book.spools[stream]
         if spool.is_on:
             try:
-                data = spool.move(source_fd, count)
+                moved = spool.move(source_fd, count)
             except BlockingIOError:
                 raise
             except OSError as error:
                 spool.is_on = error.errno not in (errno.EINVAL, errno.ENOSYS)
             else:
+                for data in spool.read(moved, count):
+                    tell(data)
                 if spool.size > self.book.roll_bytes:
                     self._roll(spool)
-                return data
-        return os.read(source_fd, count)
+                return moved
+        data = os.read(source_fd, count)
+        if data:
+            tell(data)
+        return len(data)
 
     def _roll(self, spool: "Spool") -> None:
         try:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from shim.core.loop import Loop, Timer
     from shim.streams.logread import Follower
-    from shim.streams.records import Batch, Mark
+    from shim.streams.records import Batch, Mark, Tell
     from shim.streams.spool import Book
     from shim.streams.targets import Target
 
@@ -143,7 +143,7 @@ class LogFile:
 
     # --- what a pump asks
 
-    reads_back, take_bytes = True, pipes.CHUNK_BYTES
+    reads_back, take_bytes = True, pipes.TAKE_BYTES
 
     @property
     def idle(self) -> bool:
@@ -163,9 +163,7 @@ class LogFile:
         """Call it each time writing works again after `blocked`."""
         self._on_room.append(callback)
 
-    def splice(
-        self, pipe_fd: int, tell: "Callable[[bytes], None] | None" = None, count: int = pipes.CHUNK_BYTES
-    ) -> "int | None":
+    def splice(self, pipe_fd: int, tell: "Tell | None" = None, count: int = pipes.CHUNK_BYTES) -> "int | None":
         """Move raw output, ``count`` bytes at most, to the file; 0 is the pipe's end, None means: `blocked`.
 
         ``tell`` is given what was moved. Raises: BlockingIOError when the pipe is empty.
@@ -198,17 +196,19 @@ class LogFile:
             self._grew()
         return moved
 
-    def take(self, stream: str, source_fd: int, count: int) -> bytes:
-        """Take a chunk from a pipe or terminal and log it; the value is that chunk, empty at the source's end.
+    def take(self, stream: str, source_fd: int, count: int, tell: "Tell") -> int:
+        """Take output from a pipe, log it, and tell it, chunk by chunk; 0 is the source's end.
 
         Raises: BlockingIOError when the source is empty; OSError.
         """
-        data, is_spooled = self.records.move(stream, source_fd, count)
-        if data:
+        taken = 0
+        for data, is_spooled in self.records.move(stream, source_fd, count):
             self._append(*self.records.feed(stream, data, is_spooled=is_spooled))
-            if not self._pending:
-                self.records.roll(stream, self.inode, self.size_bytes)
-        return data
+            tell(data)
+            taken += len(data)
+        if taken and not self._pending:
+            self.records.roll(stream, self.inode, self.size_bytes)
+        return taken
 
     def write(self, stream: str, data: bytes) -> None:
         """Append output: as records in a JSON log, as it is in a raw one."""

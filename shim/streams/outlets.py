@@ -258,7 +258,7 @@ class PipeSink:
         self._pause = self._loop.call_later(pause_s, self._room)
         return True
 
-    def take(self, _stream: str, _source_fd: int, _count: int) -> bytes:
+    def take(self, _stream: str, _source_fd: int, _count: int, _tell: "Callable[[bytes], None]") -> int:
         raise AssertionError("the pump reads for it")
 
     def write(self, _stream: str, data: bytes) -> None:
@@ -331,7 +331,7 @@ class Feed:
             self.takes_splice = error.errno not in (errno.EINVAL, errno.ENOSYS)  # before Linux 5.11: by hand
             return None
 
-    def take(self, _stream: str, _source_fd: int, _count: int) -> bytes:
+    def take(self, _stream: str, _source_fd: int, _count: int, _tell: "Callable[[bytes], None]") -> int:
         raise AssertionError("the pump reads for it")
 
     def write(self, _stream: str, data: bytes) -> None:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
         def splice(
             self, source_fd: int, tell: "Callable[[bytes], None] | None" = None, count: int = 0
         ) -> "int | None": ...
-        def take(self, stream: str, source_fd: int, count: int) -> bytes: ...
+        def take(self, stream: str, source_fd: int, count: int, tell: "Callable[[bytes], None]") -> int: ...
         def write(self, stream: str, data: bytes) -> None: ...
         def settle(self, stream: str) -> None: ...
         def end(self, stream: str) -> None: ...
@@ -85,7 +85,7 @@ class Pump:
         self._hub = hub
         self._watching = False
         self._edge = False
-        self._chunk_bytes = self._count = pipes.SPLICE_BYTES  # how much to take, and what was asked for last
+        self._chunk_bytes = self._count = pipes.CHUNK_BYTES  # how much to take, and what was asked for last
         self.on_end: Callable[[], None] = _nothing  # told before the source is closed because it ended
         self._on_resume: Callable[[], None] | None = None  # told each time somebody has room again
         if sink is not None:
@@ -156,11 +156,10 @@ class Pump:
         if sink is not None and sink.takes_splice and sink.reads_back:
             return sink.splice(source_fd, self._tell_hub, count)
         if sink is not None and sink.takes_sources:
-            data = sink.take(self.stream, source_fd, count)
-        else:
-            data = os.read(source_fd, count)
-            if data and sink is not None:
-                sink.write(self.stream, data)
+            return sink.take(self.stream, source_fd, count, self._tell_hub)
+        data = os.read(source_fd, count)
+        if data and sink is not None:
+            sink.write(self.stream, data)
         if data and hub is not None:
             hub.output(self.stream, data)
         return len(data)

@@ -5,15 +5,19 @@ import os
 import time
 
 from shim import faults
+from shim.core import pipes
 from shim.streams import jsonlines
 from shim.streams.stamps import Stamper
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from typing import TypeAlias
 
     from shim.streams.spool import Book, Spool
 
+    # Told of each chunk of output.
+    Tell: TypeAlias = Callable[[bytes], None]
     # The spool of the stream a batch is of, and the offset there at which it ends.
     Mark: TypeAlias = "tuple[Spool, int] | None"
     # Bytes for the file, how many bytes of output are in them, and what they end.
@@ -32,22 +36,27 @@ class Records:
         self._stamper = Stamper()
         self._formatters: dict[str, jsonlines.LineFormatter] = {}
 
-    def move(self, stream: str, source_fd: int, count: int) -> "tuple[bytes, bool]":
-        """Take a chunk from a pipe; the flag: by way of the spool.
+    def move(self, stream: str, source_fd: int, count: int) -> "Iterator[tuple[bytes, bool]]":
+        """Take output from a pipe, nothing at its end; it comes chunk by chunk. The flag: by way of the spool.
 
         Not while the spool's disk is full. Raises: BlockingIOError when the source is empty; OSError.
         """
         spool = self.book.spools[stream] if self.book is not None else None
         if spool is not None and spool.is_on:
             try:
-                data = spool.move(source_fd, count)
-                faults.point("log.spooled")
-                return data, True
+                moved = spool.move(source_fd, count)
             except BlockingIOError:
                 raise
             except OSError as error:
                 spool.is_on = error.errno not in (errno.EINVAL, errno.ENOSYS)
-        return os.read(source_fd, count), False
+            else:
+                faults.point("log.spooled")
+                for data in spool.read(moved):
+                    yield data, True
+                return
+        data = os.read(source_fd, min(count, pipes.CHUNK_BYTES))
+        if data:
+            yield data, False
 
     def feed(self, stream: str, data: bytes, *, is_spooled: bool) -> "Batch":
         """The records which this output completes."""

@@ -63,14 +63,22 @@ class Spool:
         flags |= os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         return os.open(f"{self._path}.{generation % 2}", flags, 0o600)
 
-    def move(self, source_fd: int, count: int) -> bytes:
-        """Take bytes from a FIFO; empty is its end. Raises: BlockingIOError with an empty FIFO, OSError."""
-        moved = pipes.splice_to_file(source_fd, self.fd, count, self.size)
-        if not moved:
-            return b""
-        data = os.pread(self.fd, moved, self.size)
-        self.size += moved
-        return data
+    def move(self, source_fd: int, count: int) -> int:
+        """Take bytes from a FIFO; 0 is its end. Order: `read` follows. Raises: BlockingIOError when empty, OSError."""
+        return pipes.splice_to_file(source_fd, self.fd, count, self.size)
+
+    def read(self, moved: int, chunk_bytes: int = pipes.CHUNK_BYTES) -> "Iterator[bytes]":
+        """What was just moved, chunk by chunk; each counts as taken from when it is given."""
+        end = self.size + moved
+        try:
+            while self.size < end:
+                data = os.pread(self.fd, min(chunk_bytes, end - self.size), self.size)
+                if not data:
+                    return
+                self.size += len(data)
+                yield data
+        finally:
+            self.size = end
 
     @property
     def count(self) -> int:
@@ -180,11 +188,11 @@ class Book:
         """Write down where the log stands, and each stream in it. A full disk keeps the note before."""
         self._serial += 1
         self.log_inode, self.log_size, self.is_rotating = inode, size, is_rotating
-        places = [value for spool in self.spools.values() for value in (spool.generation, spool.start, spool.skip)]
-        bases = [value for spool in self.spools.values() for value in (spool.base, spool.base_before)]
+        out, err = self.spools[STDOUT], self.spools[STDERR]  # spelt out: of a busy log one is written with each chunk
+        places = out.generation, out.start, out.skip, err.generation, err.start, err.skip
         note = _NOTE.pack(self._serial, inode, size, is_rotating, *places)
         note_crc = binascii.crc32(note)
-        counts = _COUNTS.pack(self.run, self.waiting, *bases)
+        counts = _COUNTS.pack(self.run, self.waiting, out.base, out.base_before, err.base, err.base_before)
         raw = b"".join((note, _CRC.pack(note_crc), counts, _CRC.pack(binascii.crc32(counts, note_crc))))
         try:
             os.pwrite(self.fd, raw, self._serial % 2 * _SLOT_BYTES)

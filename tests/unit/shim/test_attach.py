@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shim.core.loop import Loop
+from shim.core.pipes import TAKE_BYTES
 from shim.streams.attach import BEHIND_BYTES
-from shim.streams.backlog import TAKE_BYTES
 from shim.streams.outlets import LIMIT_BYTES
 from shim.streams.ring import RING_BYTES, Ring
 from shim.streams.spool import ROLL_BYTES
@@ -201,6 +201,23 @@ def test_a_client_with_backpressure_holds_the_process_up_until_it_reads(loop: Lo
     process.exits()
     client.read()
     assert client.kinds()[-1] == "exited"
+
+
+@pytest.mark.parametrize("stdout", ["attach:", "log://{dir}/c.log"])
+def test_each_piece_of_much_output_has_the_place_behind_it(loop: Loop, start: Start, stdout: str) -> None:
+    process = start(stdout=stdout, stderr="attach:" if stdout == "attach:" else "")
+    client = process.attach(OUTPUT)
+    data = b"".join(b"%07d\n" % number for number in range(100_000))
+    for at in range(0, len(data), 1 << 18):  # more than is taken at once, into a pipe that holds it
+        process.says(data[at : at + (1 << 18)])
+        turn_until(loop, lambda sent=at: len(client.stdout()) == min(len(data), sent + (1 << 18)))
+
+    passed = 0
+    for message in client.sent[1:]:
+        passed += len(message.stdout)
+        assert message.place.stdout == passed
+    assert client.stdout() == data
+    assert passed == len(data)
 
 
 def test_a_client_with_backpressure_is_never_further_behind_than_a_spool_goes_back() -> None:
