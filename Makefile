@@ -14,7 +14,7 @@ sources := ttrpc shim daemon tests bench
 JOBS ?= $(shell n=$$(nproc); echo $$((n < 4 ? n : 4)))
 side_by_side = -n $(JOBS) --dist loadfile
 
-.PHONY: help root setup dev demo test ci unit kernel system matrix interop house lint format types proto proto-check fuzz bench clean
+.PHONY: help root setup dev demo test ci unit kernel system matrix interop vm house lint format types proto proto-check fuzz bench clean
 
 help: ## Show this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ matrix: root dev ## SIGKILL daemon, keeper, shim, runc and every pair at every s
 
 interop: root dev ## Run our shim under real containerd beside the Go shim, the whole comparison (root)
 	@SHIMD_INTEROP=whole $(pytest) tests/interop
+
+vm: root ## Run tests in an emulated Debian 12 (kernel 6.1, cgroup v2, systemd): ONLY="tests/kernel -x", default the kernel's (root)
+	@bash .ci/vm.sh $(or $(ONLY),tests/kernel)
 
 house: dev ## Check the house rules: imports, tables, sizes, docs
 	@$(pytest) tests/house

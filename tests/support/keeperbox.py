@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-from shim.keeper import rehearsal, template
+from shim.keeper import rehearsal, spawn, template
 from tests.support import leaks
 from tests.support.shimbox import NAMESPACE, ShimBox
 from tests.support.waiting import wait_until
@@ -25,6 +25,7 @@ from ttrpc.blocking import BlockingClient
 
 SERVING = re.compile(r'msg="serving at \S+ pid=(\d+);')
 ADOPTED = re.compile(r'msg="looking after shim (\d+) of [^"]*" id=keeper-(\d+)')
+BEGINS = spawn.command("")[4].rsplit("; ", 2)[1].encode()  # in the title of one that is importing still
 READY = re.compile(r'msg="template \d+ is ready: [^"]*" id=keeper-(\d+)')
 
 
@@ -289,7 +290,7 @@ def keepers_in(directory: str) -> list[int]:
         except OSError:
             continue
         if name.isdigit() and os.fsencode(directory) + b"/" in title and is_running(int(name)):
-            is_keeper = title.startswith(b"shimd-keeper ") or b"shim.keeper import" in title
+            is_keeper = title.startswith(b"shimd-keeper ") or BEGINS in title
             found += [int(name)] if is_keeper else []
     return found
 
