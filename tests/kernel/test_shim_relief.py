@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from shim.core import pidfds
 from tests.support import leaks
 from tests.support.codetree import CodeTree
 from tests.support.keptbox import KeptBox
@@ -15,6 +16,8 @@ from tests.support.shimbox import SHIM
 from tests.support.waiting import wait_until
 from ttrpc.api import shim, task
 from ttrpc.errors import ConnectionLost
+
+pytestmark = pytest.mark.skipif(not pidfds.keeps_exit_status(), reason="Linux 6.15: below it a shim stays as it is")
 
 WAITER = ["sh", "-c", "while [ ! -e /go ]; do usleep 10000; done; exit 42"]
 # Of what another machine may make of the 3.5 and 11.4 MB here.
