@@ -140,6 +140,7 @@ def play(stage: Stage, *, with_fifos: bool) -> "Iterator[None]":
     stage.call("State", task.StateRequest(id=ID))
     stage.call("Connect", task.ConnectRequest(id=ID))
     stage.call("Info", shim.InfoRequest(), SERVICE)
+    stage.look_at_keeper()
     waits = stage.begin("Wait", task.WaitRequest(id=ID))
     stage.call("Start", task.StartRequest(id=ID))
     yield

@@ -19,6 +19,7 @@ from shim.params import Params
 from shim.recovery import takeover
 from shim.recovery.spares import NAME_MAX_BYTES, PIN, PINNED
 from shim.serving.serve import Shim
+from ttrpc.api.pulse import NAME, OF_KEEPER
 from ttrpc.connection import CALLEE, CALLER, Connection
 from ttrpc.service import find_method
 from ttrpc.wire_events import MessageReceived, RequestReceived, ResponseReceived
@@ -100,6 +101,13 @@ class Stage:
         played = Shim(listener_fd, params, ShimLog(self.bundle, ID), link)
         played.begin_pulse()
         return played
+
+    def look_at_keeper(self) -> None:
+        """Under containerd a shim does, once a minute. Here the keeper's pulse is its own."""
+        if self.shim.rejoin.watch is not None:
+            path = os.path.join(self.bundle, "keeper")
+            os.symlink(os.path.join(self.bundle, NAME), path + OF_KEEPER)
+            self.shim.rejoin.watch.rehearse(path)
 
     def _connect(self) -> None:
         self.connection = Connection(CALLER)

@@ -14,8 +14,10 @@ from shim import launch
 from shim.bundle import STATE_VERSION
 from shim.core.loop import READ
 from shim.keeper.looks import youngest
+from shim.keeper.pulse import limits_of
 from shim.keeper.spawn import Busy, start_keeper
 from shim.params import Params
+from shim.recovery.keeperwatch import KeeperWatch
 from shim.recovery.spares import DONE
 from ttrpc.peer import check_peer
 
@@ -41,12 +43,13 @@ VARIABLES = ("SHIMD_KEEPER", "SHIMD_SOCKET_DIR")
 class Rejoin:
     """Owns the connection to a keeper until that has agreed to look after us. ``lock_fd`` below 0: nothing is done.
 
-    Idle it costs nothing: as long as there is a keeper the kernel tells of its end.
+    Idle it costs nothing: as long as there is a keeper the kernel tells of its end. Under containerd it looks
+    whether that moves, too (keeperwatch.py).
     """
 
     __slots__ = (
         "_connection", "_failures", "_fds", "_joined_at", "_log", "_loop", "_made_at", "_params", "_quick",
-        "_seen_at", "_spares", "_timer",
+        "_seen_at", "_spares", "_timer", "watch",
     )  # fmt: skip
 
     def __init__(
@@ -62,8 +65,12 @@ class Rejoin:
         self._failures = self._quick = 0
         self._joined_at = loop.clock()
         self._made_at, self._seen_at = 0.0, 0.0  # of the keeper's socket that nobody listens on
+        self.watch: KeeperWatch | None = None
         if lock_fd >= 0 and _directory(params):
             spares.on_lost = self._lost
+            limits = limits_of(params.environment)
+            if params.events_address and limits.after_ns:  # else a daemon of ours looks at it, and more often
+                self.watch = KeeperWatch(loop, self._kept_at, log, limits)
             if not spares.is_connected:
                 self._later(COLD_S)
 
@@ -74,6 +81,8 @@ class Rejoin:
     def close(self) -> None:
         """Look for no keeper any more. Idempotent."""
         self._spares.on_lost = _nothing
+        if self.watch is not None:
+            self.watch.close()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -90,6 +99,10 @@ class Rejoin:
         if self._connection is None and self._spares.on_lost == self._lost:
             self._failures = 0
             self._later(0.0)
+
+    def _kept_at(self) -> str:
+        """The socket of the keeper that looks after us, or of the one that came after it."""
+        return os.fsdecode(find_keeper(_directory(self._params), self._params)[0]) if self._spares.is_connected else ""
 
     def _lost(self) -> None:
         now = self._loop.clock()

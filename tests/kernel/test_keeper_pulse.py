@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.kernel.test_shim_forward import Containerd
 from tests.support.keeperbox import state_of
 from tests.support.keptbox import KeptBox
 from tests.support.waiting import wait_until
@@ -18,13 +19,20 @@ from ttrpc.errors import TtrpcError
 WAITER = ["sh", "-c", "while [ ! -e /go ]; do usleep 10000; done; exit 42"]
 
 
-@pytest.fixture
-def box() -> Iterator[KeptBox]:
+@contextlib.contextmanager
+def pulsed(**environment: str) -> Iterator[KeptBox]:
     with KeptBox(WAITER) as made:
         traps = os.path.join(made.folder, "traps")
         os.mkdir(traps)
         made.environment |= {"SHIMD_WEDGED_S": "0.5", "SHIMD_WEDGED_GRACE_S": "1"}
         made.environment |= {"SHIMD_SHIM_FAULTS": traps, "SHIMD_SHIM_FAULTS_ARMED": "yes-kill-me"}
+        made.environment |= environment
+        yield made
+
+
+@pytest.fixture
+def box() -> Iterator[KeptBox]:
+    with pulsed() as made:
         yield made
 
 
@@ -92,6 +100,51 @@ def test_a_stopped_shim_is_continued(box: KeptBox) -> None:
     assert box.info().pid == pid
     assert "stopped by a signal" in box.keeper_log()
     assert not [name for name in os.listdir(box.bundle) if name.startswith("keeper-wedged")]
+
+
+# --- the keeper itself, where no daemon is: under containerd
+
+
+@pytest.fixture
+def alone(short_dir: str) -> Iterator[KeptBox]:
+    """As containerd starts a shim, of which here is what takes its events."""
+    containerd = Containerd(short_dir)
+    containerd.server.start()
+    try:
+        with pulsed(TTRPC_ADDRESS=containerd.path) as made:
+            yield made
+    finally:
+        containerd.server.stop()
+
+
+def test_a_stopped_keeper_is_continued_by_its_shims(alone: KeptBox) -> None:
+    alone.create()
+    keeper = alone.keeper_pid
+    os.kill(keeper, signal.SIGSTOP)
+
+    wait_until(lambda: "it is continued" in alone.read("shim.log"), deadline_s=100, what="the shim to continue it")
+    wait_until(lambda: state_of(keeper) not in ("T", ""), what="the keeper to go on")
+    assert f"the keeper, {keeper}: it is stopped by a signal" in alone.read("shim.log")
+
+
+def test_a_keeper_that_hangs_is_killed_and_another_raises_successors(alone: KeptBox) -> None:
+    """It loops without end over what it is to hold, for which no shim waits."""
+    alone.create()
+    alone.start()
+    pid, keeper = alone.state().pid, alone.keeper_pid
+    os.mkdir(os.path.join(alone.folder, "traps", "keeper.held"))
+    alone.add_exec("e", WAITER, stdin="attach:", stdout="attach:", stderr="attach:")
+    alone.start("e")
+
+    wait_until(lambda: "it is killed" in alone.read("shim.log"), deadline_s=100, what="the shim to kill it")
+    alone.wait_refilled(but=keeper)
+    alone.kill_shim()
+    assert alone.state().pid == pid
+    alone.let_go()
+    assert alone.wait().exit_status == 42
+
+
+# --- and nobody
 
 
 def test_nobody_looks_where_that_is_not_wanted(box: KeptBox) -> None:
