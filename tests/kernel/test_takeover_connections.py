@@ -188,6 +188,7 @@ def test_every_request_is_answered_once_however_often_the_shim_is_killed() -> No
         box.start()
         pid = box.state().pid
         caller = Caller(box)
+        caller.call("State", task.StateRequest(id=box.id))  # one that the shim has just accepted the keeper has not yet
         waits = [caller.ask("Wait", task.WaitRequest(id=box.id)) for _ in range(20)]
         killer = Killer(box, KILLS, chance)
         killer.start()
