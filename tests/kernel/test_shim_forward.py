@@ -54,6 +54,11 @@ def containerd(short_dir: str) -> Iterator[Containerd]:
     made.server.stop()
 
 
+def wait_acknowledged(box: ShimBox, seq: int) -> None:
+    """Until all up to that is known to have been taken: what is taken and not answered is told again."""
+    wait_until(lambda: box.info().acked_seq == seq, deadline_s=A_MOMENT_S, what=f"{seq} events to be acknowledged")
+
+
 @contextlib.contextmanager
 def box_for(containerd: Containerd, *args: str) -> Iterator[ShimBox]:
     with ShimBox(args or ("sleep", "1000"), environment={"TTRPC_ADDRESS": containerd.path}) as box:
@@ -89,7 +94,7 @@ def test_what_happened_while_containerd_was_away_is_told_when_it_is_back(contain
     with box_for(containerd) as box:
         box.create()
         box.start()
-        containerd.wait_for("start")
+        wait_acknowledged(box, 2)
         containerd.server.die()
         box.run_exec("e1", ["true"])
         box.kill(9)
@@ -99,7 +104,7 @@ def test_what_happened_while_containerd_was_away_is_told_when_it_is_back(contain
         wait_until(lambda: len(containerd.topics()) == 6, deadline_s=A_MOMENT_S, what="the rest to be told")
 
         assert containerd.topics()[2:] == ["exec-added", "exec-started", "exit", "exit"]
-        wait_until(lambda: box.info().acked_seq == 6, what="all to be acknowledged")
+        wait_acknowledged(box, 6)
 
 
 @pytest.mark.parametrize(("when", "told"), [(BEFORE, 1), (AFTER, 2)])
@@ -138,7 +143,7 @@ def test_a_shim_that_is_asked_to_end_while_containerd_is_away_waits_for_it(conta
         box.start()
         box.kill(9)
         box.wait()
-        containerd.wait_for("exit")
+        wait_acknowledged(box, 3)
         containerd.server.die()
         box.delete()
         box.shutdown()
