@@ -4,7 +4,8 @@ Inert unless this process was started with both SHIMD_SHIM_FAULTS, a directory, 
 a shim is armed by the environment of its own `start`, never by the keeper's. Then a point looks for its name in that
 directory and takes it, by renaming it to NAME.hit.PID, so that it counts once: at a FIFO the process stops until
 somebody has opened that for writing; at a directory it loops for ever, as a bug would; at anything else it dies by
-SIGKILL. The daemon's are in daemon/faults.py.
+SIGKILL. And such a process takes the kernel for an older one, without what `lacks.NAME` in that directory names. The
+daemon's are in daemon/faults.py.
 """
 
 import os
@@ -29,6 +30,11 @@ def point(name: str, detail: str = "") -> None:
     """Pass a named place. Blocks or dies there when a test has armed this process and laid a trap."""
     if directory:
         _fall_into(os.path.join(directory, name + detail.replace("/", ".")))
+
+
+def lacks(name: str) -> bool:
+    """Whether a test has this process do without something the kernel has."""
+    return bool(directory) and os.path.exists(os.path.join(directory, f"lacks.{name}"))
 
 
 def _fall_into(trap: str) -> None:

@@ -38,13 +38,22 @@ def start_ticks(pid: int) -> int:
     """When a process started, in clock ticks since boot: with the boot id, the identity of a pid.
 
     Raises: ProcessLookupError when there is no such process; a zombie still has its start time.
-    Source: proc_pid_stat(5), field 22. The name in field 2 may hold spaces and parentheses: split after the last one.
+    """
+    return state_and_start(pid)[1]
+
+
+def state_and_start(pid: int) -> "tuple[str, int]":
+    """A process's state, a letter, and when it started, in clock ticks since boot. Raises: ProcessLookupError.
+
+    Source: proc_pid_stat(5), fields 3 and 22. The name in field 2 may hold spaces and parentheses: split after the last
+    one.
     """
     try:
         text = _read(f"/proc/{pid}/stat")
     except (FileNotFoundError, ProcessLookupError):
         raise ProcessLookupError(f"no process {pid}") from None
-    return int(text[text.rindex(b")") + 2 :].split()[19])
+    fields = text[text.rindex(b")") + 2 :].split()
+    return fields[0].decode(), int(fields[19])
 
 
 def boot_id() -> str:

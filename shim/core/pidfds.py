@@ -5,6 +5,7 @@ import os
 import select
 import struct
 
+from shim import faults
 from shim.core import kernel
 
 TYPE_CHECKING = False
@@ -14,6 +15,8 @@ _GET_INFO, _INFO_BYTES = 0xC040FF0B, 64
 _INFO_EXIT = 1 << 3
 _EXIT_CODE_AT = 60
 _EXIT_RELEASE = (6, 15)
+# What a test has a process do without: see faults.lacks.
+EXIT_INFO = "exit-info"
 
 # The kernel does not change: asked once.
 _supports_inodes: "bool | None" = None
@@ -27,6 +30,8 @@ def exit_status(pidfd: int) -> "int | None":
     """
     info = bytearray(_INFO_BYTES)
     struct.pack_into("<Q", info, 0, _INFO_EXIT)
+    if faults.lacks(EXIT_INFO):
+        return None
     try:
         fcntl.ioctl(pidfd, _GET_INFO, info)
     except OSError:  # ENOTTY, EINVAL: an older kernel; ESRCH: 6.13 and 6.14 of a process that is gone
@@ -40,6 +45,8 @@ def exit_status(pidfd: int) -> "int | None":
 def keeps_exit_status() -> bool:
     """Whether this kernel will answer `exit_status`. 6.13 and 6.14 take the request, and never have the answer."""
     global _knows_info
+    if faults.lacks(EXIT_INFO):
+        return False
     if _knows_info is None and _release() < _EXIT_RELEASE:
         _knows_info = False
     if _knows_info is None:

@@ -7,23 +7,23 @@ import socket
 import time
 
 from shim import faults
-from shim.core import kernel
+from shim.core import kernel, pidfds
 from shim.core.loop import READ, Loop
 from shim.core.pulse import begin_pulse
-from shim.core.reaper import wait_status
 from shim.core.shimlog import ShimLog
 from shim.core.wakeup import Wakeup
 from shim.keeper.adoption import adopt
 from shim.keeper.births import REFUSALS, Birth, Succession, refuse
 from shim.keeper.copy import MESSAGE_MAX_BYTES
 from shim.keeper.estates import Estates
-from shim.keeper.looks import children, ended_child, has_children, inode_of, younger_sibling
+from shim.keeper.looks import children, has_children, inode_of, next_ended, younger_sibling
 from shim.keeper.nursery import Nursery
 from shim.keeper.orphans import Orphans
 from shim.keeper.peer import Manners
 from shim.keeper.pulse import PulseWatch, limits_of
 from shim.keeper.wards import PAUSE_MAX_S, Ward, is_relieved, take_fds
-from shim.keeper.wire import BadRequest, pack_answer, verb_of
+from shim.keeper.watchers import Watchers
+from shim.keeper.wire import pack_answer, verb_of
 from shim.launch import ADOPT, OK, STALE, WATCH
 from shim.recovery.spares import OTHER_CODE
 from ttrpc.api.pulse import OF_KEEPER
@@ -33,13 +33,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from shim.core.loop import Timer
     from shim.keeper.code import Edition
+    from shim.keeper.distant import Distant
     from shim.keeper.peer import World
 
 # A client sends its request as soon as it is connected; this many may be in between, each for so long.
 CLIENTS_MAX, REQUEST_S = 64, 5.0
 ACCEPTS_PER_TURN = 16
 FDS_ROOM = socket.CMSG_SPACE(8 * 4)  # of a request; an adoption has two
-WATCHERS_MAX = 16  # who wait for our end: a daemon, a test
 NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 NO_ROOM_S = 0.1
 # How often a keeper looks whether it can still be reached, and how long one with a younger sibling waits to be asked.
@@ -66,7 +66,6 @@ class Keeper:
         self.adopted: dict[int, Ward] = {}
         self.resting = 0  # successors that are raised a little later
         self.clients: dict[socket.socket, Timer] = {}
-        self.watchers: set[socket.socket] = set()
         self.is_retiring = False
         self.asked_at_s = time.monotonic()
         self.inode = inode_of(path)
@@ -74,6 +73,8 @@ class Keeper:
         self.listener.setblocking(False)
         self.listener.set_inheritable(False)
         self.loop = Loop()
+        self.watchers = Watchers(self.loop)
+        self.distant: Distant | None = None  # only where it is needed: see `_adopt`
         self.loop.on_error = lambda error: self.log.failure("a callback fails", error)
         self.wakeup = Wakeup(
             self.loop, {signal.SIGCHLD: self.reap, signal.SIGTERM: self._told_to_end, signal.SIGINT: self._told_to_end}
@@ -172,7 +173,7 @@ class Keeper:
                 connection.send(pack_answer(STALE, "it is out of date"))
                 return False
             if verb == WATCH:
-                return self._let_watch(connection)
+                return self.watchers.let(connection)
             if verb == ADOPT:
                 if self.estates.leave(message, fds, connection):
                     return False
@@ -186,20 +187,6 @@ class Keeper:
             return False
         self.nursery.expect(birth)
         return True
-
-    def _let_watch(self, connection: socket.socket) -> bool:
-        """It is told our end, or that we forked no more, by the end of the connection. Raises: BadRequest, OSError."""
-        if len(self.watchers) >= WATCHERS_MAX:
-            raise BadRequest(f"{WATCHERS_MAX} watch already")
-        connection.send(pack_answer(OK, str(os.getpid())))
-        self.watchers.add(connection)
-        self.loop.register(connection.fileno(), READ, lambda _mask: self._end_watch(connection))
-        return True
-
-    def _end_watch(self, connection: socket.socket) -> None:
-        self.watchers.discard(connection)
-        self.loop.unregister(connection.fileno())
-        connection.close()
 
     # --- shims
 
@@ -229,6 +216,7 @@ class Keeper:
             ward.forget_pidfd()
         else:
             self.adopted[ward.pid] = ward
+            self._listen_for(ward)
             self.loop.register(ward.pidfd, READ, lambda _mask: self._adopted_ended(ward))
         self._watch(ward, self.shims if is_child else self.adopted)
         ward.is_new = True
@@ -247,13 +235,26 @@ class Keeper:
         among[ward.pid] = ward
         self.loop.register(ward.channel.fileno(), READ, lambda _mask: self._hear(ward))
 
+    def _listen_for(self, ward: Ward) -> None:
+        """What it leaves when killed is no child of ours: where no pidfd tells how that ends, the connector may."""
+        if self.distant is None and not pidfds.keeps_exit_status():
+            from shim.keeper.distant import Distant  # never with a newer kernel
+
+            self.distant = Distant(self.loop, self.orphans, self.log)
+        if self.distant is not None:
+            self.distant.adopted(ward.pid)
+
     def _hear(self, ward: Ward) -> None:
         """A shim says something, or is dead: then SIGCHLD says more."""
+        was_settled = ward.is_settled
         if not ward.read():
             self.loop.unregister(ward.channel.fileno())
-        elif ward.is_new and ward.is_settled:  # from here on nothing of it is lost with it
-            ward.is_new = False
-            self.log.info(f"looking after shim {ward.pid} of {ward.bundle}, which was not forked here")
+        elif ward.is_settled and not was_settled:  # from here on nothing of it is lost with it
+            if self.distant is not None:
+                self.distant.settled(ward.pid, ward.bundle)
+            if ward.is_new:
+                ward.is_new = False
+                self.log.info(f"looking after shim {ward.pid} of {ward.bundle}, which was not forked here")
 
     def _judge_relief(self, code: str) -> str:
         """Why a shim of this code is not to be followed by a copy of ours; empty when it may be."""
@@ -267,6 +268,8 @@ class Keeper:
         ward.read()
         ward.channel.close()
         self.orphans.expect(ward.pid, ward.bundle)
+        if self.distant is not None:
+            self.distant.died(ward.pid, ward.bundle)
         if is_relieved(status):
             self.log.info(f"shim {ward.pid} of {ward.bundle} is relieved")
         elif status != 0:
@@ -299,7 +302,7 @@ class Keeper:
 
     def reap(self) -> None:
         """Take every child that ended: shims first, so that it is known whose processes the others were."""
-        while (found := self._next_ended()) is not None:
+        while (found := next_ended(self.shims)) is not None:
             pid, status = found
             ward = self.shims.pop(pid, None)
             if ward is not None:
@@ -309,18 +312,6 @@ class Keeper:
                 faults.point("keeper.noted")
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
         self.loop.call_soon(self._end_if_done)
-
-    def _next_ended(self) -> "tuple[int, int] | None":
-        """A child that ended and its wait status; it is still a zombie."""
-        try:
-            found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError:
-            return None
-        if found is None:
-            return None
-        if found.si_pid not in self.shims:
-            found = next(filter(None, map(ended_child, self.shims)), found)
-        return found.si_pid, wait_status(found.si_code, found.si_status)
 
     def _note(self, pid: int, status: int) -> None:
         try:
@@ -343,8 +334,7 @@ class Keeper:
             self.log.info(f"retiring with {len(self.shims) + len(self.adopted)} shims: {why}")
             self.is_retiring = True
             self.unlink()
-            for connection in tuple(self.watchers):
-                self._end_watch(connection)
+            self.watchers.close()
             self._look_again()
 
     def _look_again(self) -> None:
@@ -375,7 +365,7 @@ class Keeper:
                 self._retire(f"unused since {younger} is there")
 
     def _is_wanted(self) -> bool:
-        return bool(self.watchers or self.adopted) or not children() <= self.nursery.pids()
+        return bool(self.watchers.count or self.adopted) or not children() <= self.nursery.pids()
 
     def unlink(self) -> None:
         """Take the socket's name away, if it is still our socket's."""
@@ -390,8 +380,11 @@ class Keeper:
         self.estates.close()
         for ward in self.wards().values():
             ward.close()
-        for connection in (*self.clients, *self.watchers):
+        for connection in self.clients:
             connection.close()
+        self.watchers.close()
+        if self.distant is not None:
+            self.distant.close()
         self.loop.close()
         if self.loop.pulse is not None:
             self.loop.pulse.close()

@@ -4,8 +4,11 @@ import os
 import stat
 
 from shim.bundle import read_file
+from shim.core.reaper import wait_status
 
 TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 _PID_MAX_BYTES = 32
 
@@ -25,6 +28,19 @@ def ended_child(pid: int) -> "os.waitid_result | None":
         return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
         return None
+
+
+def next_ended(first: "Collection[int]") -> "tuple[int, int] | None":
+    """A child that ended and its wait status, one of the ``first`` before all others; it is still a zombie."""
+    try:
+        found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return None
+    if found is None:
+        return None
+    if found.si_pid not in first:
+        found = next(filter(None, map(ended_child, first)), found)
+    return found.si_pid, wait_status(found.si_code, found.si_status)
 
 
 def children() -> "set[int]":

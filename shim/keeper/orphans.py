@@ -10,6 +10,7 @@ import time
 
 from shim.bundle import Bundle, read_file, remove, write_replacing
 from shim.core import kernel
+from shim.task.lifecycle import DELETED, STOPPED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,18 +52,23 @@ class Orphans:
         recent = [(bundle, shim_pid) for bundle, (shim_pid, until) in self._dead.items() if until > now]
         bundles = [known] if known is not None else recent
         for bundle, shim_pid in bundles:
-            note = {
-                "version": VERSION, "pid": pid, "start_ticks": ticks, "boot_id": self._boot_id,
-                "wait_status": status, "exited_at_ns": now_ns, "shim_pid": shim_pid,
-            }  # fmt: skip
             try:
-                is_known = known is not None
-                write_replacing(note_path(bundle, pid), json.dumps(note).encode(), durable=is_known)
+                self.write(bundle, shim_pid, pid, ticks, status, now_ns, durable=known is not None)
             except FileNotFoundError:
                 self._dead.pop(bundle, None)  # removed since
                 if known is not None:
                     raise
         return known[0] if known is not None else ""
+
+    def write(
+        self, bundle: str, shim_pid: int, pid: int, ticks: int, status: int, at_ns: int, *, durable: bool = True
+    ) -> None:
+        """Write one note. Raises: OSError."""
+        note = {
+            "version": VERSION, "pid": pid, "start_ticks": ticks, "boot_id": self._boot_id,
+            "wait_status": status, "exited_at_ns": at_ns, "shim_pid": shim_pid,
+        }  # fmt: skip
+        write_replacing(note_path(bundle, pid), json.dumps(note).encode(), durable=durable)
 
     def _claimed(self, pid: int, ticks: int) -> "tuple[str, int] | None":
         """Whose it is that was not there when its shim died: the runtime, or a successor, has put it on record."""
@@ -87,10 +93,11 @@ def read_note(bundle: str, pid: object, start_ticks: object, boot_id: object) ->
     return note if all(note.get(name) == value for name, value in identity.items()) else None
 
 
-def recorded_processes(bundle: str) -> "dict[int, int | None]":
+def recorded_processes(bundle: str, *, with_ended: bool = True) -> "dict[int, int | None]":
     """Every pid a bundle names, with its start time where that is known: of init and of execs.
 
     The shim wrote state files with both; a pid runc wrote a moment before the shim died is in a pid file only.
+    A process that has ended, by its state file, has its exit on disk.
     """
     found: dict[int, int | None] = dict.fromkeys(_pids_in_files(bundle))
     execs = Bundle(bundle).execs_dir
@@ -99,6 +106,8 @@ def recorded_processes(bundle: str) -> "dict[int, int | None]":
     for state in states:
         if isinstance(state, dict) and isinstance(state.get("pid"), int) and isinstance(state.get("start_ticks"), int):
             found[state["pid"]] = state["start_ticks"]
+            if not with_ended and state.get("state") in (STOPPED, DELETED):
+                del found[state["pid"]]
     return found
 
 

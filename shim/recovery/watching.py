@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 # A zombie is looked at so often until its parent has reaped it: the keeper does at once, others when they come to it.
 _LOOK_FIRST_S, _LOOK_MAX_S = 0.002, 0.1
-# So long a keeper may take to note what it has been told of already.
+# So long a keeper may take to note what it has been told of already, or hears of with the next word of the kernel; a
+# shim's death it learns together with us, and counts what it hears for a second (distant.py).
 NOTE_S = 2.0
 
 
@@ -28,10 +29,10 @@ def watch(container: "Container", process: "Process") -> None:
     pidfd = pidfds.open_exactly(process.pid, process.start_ticks, process.inode)
     if pidfd is None and process.inode:
         pidfd = pins.open_pin(pins.pin_path(container.parts.params.socket_path, process.pid, process.inode))
-    if pidfd is None and not process.start_ticks and container.parts.spares.is_connected:
-        container.parts.loop.spawn(_until_noted(container, process), is_watch=True)
-        return
     if pidfd is None:
+        if (not process.start_ticks and container.parts.spares.is_connected) or _may_be_noted(container.parts):
+            container.parts.loop.spawn(_until_noted(container, process), is_watch=True)
+            return
         on_exit(container, process, how_it_ended(container.parts, process, None) or unknown())
         return
     if process.pidfd is None:
@@ -40,8 +41,16 @@ def watch(container: "Container", process: "Process") -> None:
     container.parts.loop.spawn(_until_over(container, process, pidfd), is_watch=True)
 
 
+def _may_be_noted(parts: "Parts") -> bool:
+    """Whether a keeper may still learn how a process ended that is over: from the process connector.
+
+    It needs that where the kernel keeps no statuses.
+    """
+    return parts.spares.is_connected and not pidfds.keeps_exit_status()
+
+
 def _until_noted(container: "Container", process: "Process") -> "Handler":
-    """One that was over when its pid was first read: the keeper may be just about to reap it."""
+    """One that is over already: the keeper may be just about to reap it, or to hear how it ended."""
     pause_s, waited_s = _LOOK_FIRST_S, 0.0
     while (ended := how_it_ended(container.parts, process, None)) is None and waited_s < NOTE_S:
         yield Sleep(pause_s)
@@ -64,6 +73,9 @@ def _until_over(container: "Container", process: "Process", pidfd: int) -> "Hand
             pause_s = min(2 * pause_s, _LOOK_MAX_S)
     finally:
         os.close(pidfd)
+    if ended is None and _may_be_noted(container.parts):
+        yield from _until_noted(container, process)
+        return
     on_exit(container, process, ended or unknown())
 
 
