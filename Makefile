@@ -13,6 +13,9 @@ sources := ttrpc shim daemon tests bench
 # Tests that run side by side; each worker has processes and mounts of its own (tests/support/workers.py).
 JOBS ?= $(shell n=$$(nproc); echo $$((n < 4 ? n : 4)))
 side_by_side = -n $(JOBS) --dist loadfile
+# Some need the machine's own namespaces: these few run first, alone.
+apart = tests/kernel -m init_pid_ns
+not_apart = -m "not init_pid_ns"
 
 .PHONY: help root setup dev demo test ci unit kernel system matrix interop vm house lint format types proto proto-check fuzz bench clean
 
@@ -30,7 +33,8 @@ demo: root ## Show the promises on real containers: kill -9 the daemon, lose not
 	@bash .ci/demo.sh
 
 test: root dev lint types proto-check ## Run every check and every test, real runc included, JOBS at a time (root)
-	@$(pytest) $(side_by_side)
+	@$(pytest) $(apart)
+	@$(pytest) $(side_by_side) $(not_apart)
 
 ci: ## What continuous integration runs
 	@bash .ci/run
@@ -39,7 +43,8 @@ unit: dev ## Run the tests that need neither root nor runc
 	@$(pytest) $(wildcard tests/unit tests/contract tests/house) -m "not root"
 
 kernel: root dev ## Run the shim's tests against the real kernel and runc (root)
-	@$(pytest) $(side_by_side) tests/kernel
+	@$(pytest) $(apart)
+	@$(pytest) $(side_by_side) $(not_apart) tests/kernel
 
 system: root dev ## Run the tests of whole processes, the kill matrix among them (root)
 	@$(pytest) $(side_by_side) tests/system

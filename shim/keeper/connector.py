@@ -12,6 +12,8 @@ import struct
 import sys
 from array import array
 
+from shim import faults
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 _NETLINK_CONNECTOR, _CN_IDX_PROC, _CN_VAL_PROC, _NLMSG_DONE = 11, 1, 1, 3
 _LISTEN, _IGNORE = 1, 2
 _SOL_NETLINK, _NETLINK_BROADCAST_ERROR, _NETLINK_NO_ENOBUFS = 270, 4, 5
-_SO_ATTACH_FILTER, _SO_RCVBUFFORCE = 26, 33
+SO_ATTACH_FILTER, _SO_RCVBUFFORCE = 26, 33
 NONE, EXIT = 0, 0x80000000
 # Of a message: nlmsghdr 16, cn_msg 20 (its acknowledgement number at 28), proc_event: what, cpu, time, and of an exit
 # pid, tgid, code, signal, parent's pid and tgid; of an answer the error where else the pid is.
@@ -55,6 +57,8 @@ class Connector:
 
     def __init__(self) -> None:
         """Raises: OSError with what is missing."""
+        if faults.lacks("connector"):
+            raise OSError(errno.EPERM, "a test wants it so")
         self._socket = _bound()
         try:
             self._full = _bound()
@@ -80,7 +84,7 @@ class Connector:
         """Whose children's ends are told from now on. Raises: OSError; then all stays as it was."""
         code = array("B", program(parents))
         address, size = code.buffer_info()
-        self._socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", size // 8, address))
+        self._socket.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("@HP", size // 8, address))
 
     def read(self) -> "End | None":
         """The next end; None when there is no more for now.

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 SETTLE_S, TRIES = 0.2, 5
 # Of the children of each parent, and of threads: as many ends are kept, for a shim whose death we hear of later.
 KEPT = 256
+# How long execve(2) may take to put one thread in the place of another.
+DOUBT_S = 1.0
 # At once; then others have their turn.
 READS_PER_TURN = 256
 PID_1 = 1  # to whom all falls when another subreaper ends
@@ -154,8 +156,8 @@ class Distant:
             return
         if known is not None:
             self._drop(known)
+        watched.seen = [] if _is_alive(watched) else self._seen(watched.pid)
         self._watched[watched.pid] = watched
-        watched.seen = [seen for ring in self._recent.values() for seen in ring if seen.pid == watched.pid]
         pidfd = pidfds.open_exactly(watched.pid, watched.ticks)
         if pidfd is None:
             self._loop.call_later(SETTLE_S, lambda: self._settle(watched))
@@ -291,12 +293,28 @@ class Distant:
             return
         seen = Seen(end, end_ns, {code for tgid, code in self._threads if tgid == end.pid})
         self._recent.setdefault(end.parent, deque(maxlen=KEPT)).append(seen)
-        if end.pid in self._watched:
-            self._watched[end.pid].seen.append(seen)
+        watched = self._watched.get(end.pid)
+        if watched is not None:
+            watched.seen.append(seen)
+            self._loop.call_later(DOUBT_S, lambda: self._doubt(watched))
+
+    def _doubt(self, watched: Watched) -> None:
+        """Who lives on after all has not ended: we had looked while execve(2) took the first thread's place."""
+        if watched.pidfd >= 0 and _is_alive(watched):
+            watched.seen.clear()
 
     def _seen(self, pid: int) -> "list[Seen]":
         found = [seen for ring in self._recent.values() for seen in ring if seen.pid == pid]
         return found + (self._watched[pid].seen if pid in self._watched else [])
+
+
+def _is_alive(watched: Watched) -> bool:
+    """Whether its first thread runs, which then is yet to end."""
+    try:
+        state, ticks = kernel.state_and_start(watched.pid)
+    except ProcessLookupError:
+        return False
+    return state not in ("Z", "X") and ticks == watched.ticks
 
 
 def _lives_on(pid: int, end_ns: int) -> bool:

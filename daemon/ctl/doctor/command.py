@@ -7,7 +7,7 @@ import os
 from daemon import configfile
 from daemon.config import DEFAULT_PATH, Config
 from daemon.ctl.commands import Command
-from daemon.ctl.doctor import facts, finding, host, leftovers, store, tasks, telling
+from daemon.ctl.doctor import connector, facts, finding, host, leftovers, store, tasks, telling
 from daemon.ctl.doctor.finding import ERROR, Finding, Kind, command
 from daemon.ctl.doctor.telling import Done, Report
 
@@ -41,6 +41,7 @@ def examine(args: argparse.Namespace) -> Report:
         findings.append(store.ELSEWHERE.of(config.database_path, said))
     runtimes = {runtime.runc or "runc" for runtime in config.runtimes.values()}
     features = host.features(host.Host(), sorted(runtimes))
+    features += connector.feature(features)
     findings += host.check(host.Host(), config, features, info.pid if info is not None else 0, len(seen.shims))
     findings.sort(key=lambda one: -one.severity)
     return Report(findings, features, info, config)

@@ -25,6 +25,7 @@ CAP_SYS_ADMIN, CAP_SYS_RESOURCE = 21, 24
 _GET_INFO, _INFO_BYTES, _INFO_EXIT = 0xC040FF0B, 64, 1 << 3
 
 
+TELLS_EXIT = "exit status by pidfd"
 LOW_DISK, FULL_DISK = (
     Kind(
         "disk", severity,
@@ -152,8 +153,9 @@ def kernel_features(host: Host, has_pidfd: bool, has_pidfs: bool, tells_exit: bo
         "a kernel of 6.9 or later has it; nothing needs it",
     )  # fmt: skip
     yield Feature(
-        "exit status by pidfd", tells_exit, "",
-        "an exit while shim and keeper are both dead is unknown; pins do not help",
+        TELLS_EXIT, tells_exit, "",
+        "an exit while neither shim nor keeper lives is unknown, and pins do not help; large shims stay so; what a "
+        "killed shim leaves that the keeper did not fork is known by the process connector alone",
         "a kernel of 6.15 or later has it; nothing needs it",
     )  # fmt: skip
     version = cgroup_version(host.text("/proc/self/mountinfo"))

@@ -10,7 +10,7 @@ import pytest
 
 from daemon import identity
 from daemon.config import Config
-from daemon.ctl.doctor import facts, finding, host, leftovers, repairs, store, tasks
+from daemon.ctl.doctor import connector, facts, finding, host, leftovers, repairs, store, tasks
 from daemon.ctl.doctor.facts import Bundle, Facts, Process
 from daemon.ctl.doctor.finding import Finding, Kind, Severity
 from daemon.ctl.doctor.host import Host
@@ -443,6 +443,19 @@ def test_features_of_a_host_that_has_nothing(made: Any) -> None:
     assert [one.name for one in found if one.is_present] == []
     severities = {one.subject: one.severity.word for one in host.missing(found)}
     assert {name for name, word in severities.items() if word == "error"} == {"pidfd", "cgroups", "CAP_SYS_ADMIN"}
+
+
+@pytest.mark.parametrize(
+    ("tells_exit", "refusal", "expected"),
+    [(True, "no", []), (False, "", [("process connector", True)]), (False, "no", [("process connector", False)])],
+)
+def test_the_process_connector_is_missed_only_where_no_pidfd_tells_exits(
+    made: Any, tells_exit: bool, refusal: str, expected: list[tuple[str, bool]]
+) -> None:
+    others = [*host.kernel_features(made({}), True, True, tells_exit)]
+    found = connector.feature(others, lambda: refusal)
+
+    assert [(one.name, one.is_present) for one in found] == expected
 
 
 @pytest.mark.parametrize(
