@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 SETTLE_S, TRIES = 0.2, 5
 # Of the children of each parent, and of threads: as many ends are kept, for a shim whose death we hear of later.
 KEPT = 256
-# How long execve(2) may take to put one thread in the place of another.
-DOUBT_S = 1.0
+# How soon, and how late, we look again whether execve(2) has put one thread in the place of another.
+DOUBT_FIRST_S, DOUBT_MAX_S = 0.01, 2.0
 # At once; then others have their turn.
 READS_PER_TURN = 256
 PID_1 = 1  # to whom all falls when another subreaper ends
@@ -296,12 +296,19 @@ class Distant:
         watched = self._watched.get(end.pid)
         if watched is not None:
             watched.seen.append(seen)
-            self._loop.call_later(DOUBT_S, lambda: self._doubt(watched))
+            self._doubt_in(DOUBT_FIRST_S, watched)
 
-    def _doubt(self, watched: Watched) -> None:
+    def _doubt_in(self, pause_s: float, watched: Watched) -> None:
+        self._loop.call_later(pause_s, lambda: self._doubt(pause_s, watched))
+
+    def _doubt(self, pause_s: float, watched: Watched) -> None:
         """Who lives on after all has not ended: we had looked while execve(2) took the first thread's place."""
-        if watched.pidfd >= 0 and _is_alive(watched):
+        if watched.pidfd < 0:
+            return  # it is over
+        if _is_alive(watched):
             watched.seen.clear()
+        elif pause_s < DOUBT_MAX_S:
+            self._doubt_in(2 * pause_s, watched)
 
     def _seen(self, pid: int) -> "list[Seen]":
         found = [seen for ring in self._recent.values() for seen in ring if seen.pid == pid]
