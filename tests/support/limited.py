@@ -9,6 +9,8 @@ from typing import Any
 
 from shim.cgroup import cgroups
 from tests.support import leaks
+from tests.support.keeperbox import remove_cgroup
+from tests.support.waiting import wait_until
 
 MEMORY_BYTES = 32 << 20
 PIDS = 20
@@ -66,8 +68,8 @@ class Container:
     def close(self) -> None:
         self.paths.close()
         self.runc("delete", "--force", "c1", check=False)
-        parent = os.path.dirname(self.cgroup)
+        # runc gives up when a throttled process takes its time to end.
         for root in leaks.cgroup_roots():
-            if os.path.isdir(root + parent):
-                os.rmdir(root + parent)
+            for path in (root + self.cgroup, root + os.path.dirname(self.cgroup)):
+                wait_until(lambda path=path: remove_cgroup(path), what="the container to be gone")  # type: ignore[misc]
         shutil.rmtree(self.folder)
