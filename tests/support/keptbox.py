@@ -9,7 +9,7 @@ import signal
 from collections.abc import Sequence
 from typing import Any
 
-from tests.support.keeperbox import end_keepers, is_running, looked_after
+from tests.support.keeperbox import copies_of, end_keepers, is_running, looked_after
 from tests.support.shimbox import ShimBox
 from tests.support.waiting import wait_until
 
@@ -22,6 +22,7 @@ class KeptBox(ShimBox):
         self.keepers = os.path.join(self.folder, "k")
         self.environment["SHIMD_KEEPER"] = self.keepers
         self.environment["SHIMD_KEEPER_CGROUP"] = ""
+        self._copies: set[int] = set()  # of keepers that were killed: one that rehearses ends when it has
 
     def keeper_log(self) -> str:
         try:
@@ -42,6 +43,7 @@ class KeptBox(ShimBox):
 
     def kill_keeper(self) -> None:
         pid = self.keeper_pid
+        self._copies |= copies_of(pid)
         os.kill(pid, signal.SIGKILL)
         wait_until(lambda: not is_running(pid), what="the keeper to be gone")
 
@@ -64,4 +66,5 @@ class KeptBox(ShimBox):
 
     def close(self) -> None:
         end_keepers(self.keepers)  # first: one would raise a successor for the shim that is ended now
+        wait_until(lambda: not any(map(is_running, self._copies)), deadline_s=60, what="copies to have rehearsed")
         super().close()
