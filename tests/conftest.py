@@ -6,8 +6,6 @@ import inspect
 import os
 import shutil
 import signal
-import socket
-import struct
 import sys
 import tempfile
 from collections.abc import Generator, Iterator
@@ -18,11 +16,11 @@ import pytest
 import trio
 import trio.testing
 
+from daemon.ctl.doctor import connector
 from tests.support import leaks, workers
 
 REAL_TIERS = ("kernel", "system", "interop")  # folders whose tests run real containers
 LIGHT_TIERS = ("unit", "house")  # folders whose tests start nothing: only this process is looked at
-NETLINK_CONNECTOR = 11
 APART = "shimd-workers"
 SOFT_SHARE = 0.9  # of pytest-timeout's limit, which ends the whole run: ours fails the one test
 
@@ -81,22 +79,6 @@ def missing_for_containers() -> tuple[str, ...]:
     return tuple(missing)
 
 
-@functools.cache
-def namespaces_of_our_own() -> str:
-    """Which namespaces we are in are not the machine's own. Source: linux/proc_ns.h, netlink(7).
-
-    That of the network has no number of its own; in any other there is nobody behind this kind of socket.
-    """
-    known = {"user": 0xEFFFFFFD, "pid": 0xEFFFFFFC}
-    found = [name for name, inode in known.items() if os.stat(f"/proc/self/ns/{name}").st_ino != inode]
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, NETLINK_CONNECTOR) as probe:
-        try:
-            probe.sendto(struct.pack("=IHHII", 16, 0, 0, 0, 0), (0, 0))
-        except ConnectionRefusedError:
-            found.append("network")
-    return " and ".join(found)
-
-
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("root") is None:
         return
@@ -104,10 +86,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("needs root: run `sudo make test`")
     if missing_for_containers():
         pytest.fail(f"this machine lacks {', '.join(missing_for_containers())}; `make dev` installs it", pytrace=False)
-    if item.get_closest_marker("init_pid_ns") is not None and (where := namespaces_of_our_own()):
-        pytest.skip(
-            f"the process connector tells nothing in a {where} namespace of our own: not with -n, nor in a container"
-        )
+    if item.get_closest_marker("init_pid_ns") is not None and (why := connector.refusal()):
+        pytest.skip(f"no process connector (a worker of -n never has it): {why}")
 
 
 # --- nothing is left behind -------------------------------------------------------------------------------------------
