@@ -13,7 +13,7 @@ from collections import deque
 from shim.core import kernel, pidfds
 from shim.core.loop import READ
 from shim.keeper.connector import Connector, End
-from shim.keeper.orphans import BEGUN_S, parent_and_start, recorded_processes
+from shim.keeper.orphans import BEGUN_S, has_strangers, parent_and_start, recorded_processes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -108,7 +108,10 @@ class Distant:
         self._try(lambda: self._died(pid, bundle))
 
     def settled(self, pid: int, bundle: str) -> None:
-        """A shim, adopted or a successor, has everything in order: there may be what one before it had left."""
+        """A shim, adopted or a successor, has everything in order: there may be what one before it had left.
+
+        Also one that died while no keeper lived, or before it was adopted.
+        """
         self._try(lambda: self._look(pid, bundle))
 
     def _try(self, work: "Callable[[], None]") -> None:
@@ -136,7 +139,7 @@ class Distant:
 
     def _look(self, shim_pid: int, bundle: str) -> None:
         """Await the end of each process a bundle names that is nobody's child of ours, nor of its shim."""
-        if self._connector is None:
+        if self._connector is None and not (has_strangers(bundle, shim_pid) and self._open()):
             return
         for pid, ticks in recorded_processes(bundle, with_ended=False).items():
             found = parent_and_start(pid)

@@ -18,7 +18,7 @@ from shim.keeper.copy import MESSAGE_MAX_BYTES
 from shim.keeper.estates import Estates
 from shim.keeper.looks import children, has_children, inode_of, next_ended, younger_sibling
 from shim.keeper.nursery import Nursery
-from shim.keeper.orphans import Orphans
+from shim.keeper.orphans import Orphans, has_strangers
 from shim.keeper.peer import Manners
 from shim.keeper.pulse import PulseWatch, limits_of
 from shim.keeper.wards import PAUSE_MAX_S, Ward, is_relieved, take_fds
@@ -216,7 +216,8 @@ class Keeper:
             ward.forget_pidfd()
         else:
             self.adopted[ward.pid] = ward
-            self._listen_for(ward)
+            if (distant := self._distant(ward)) is not None:
+                distant.adopted(ward.pid)
             self.loop.register(ward.pidfd, READ, lambda _mask: self._adopted_ended(ward))
         self._watch(ward, self.shims if is_child else self.adopted)
         ward.is_new = True
@@ -235,14 +236,18 @@ class Keeper:
         among[ward.pid] = ward
         self.loop.register(ward.channel.fileno(), READ, lambda _mask: self._hear(ward))
 
-    def _listen_for(self, ward: Ward) -> None:
-        """What it leaves when killed is no child of ours: where no pidfd tells how that ends, the connector may."""
-        if self.distant is None and not pidfds.keeps_exit_status():
+    def _distant(self, ward: Ward) -> "Distant | None":
+        """What an adopted shim leaves is no child of ours, nor what one left when no keeper lived.
+
+        Where no pidfd tells how that ends, the connector may.
+        """
+        if self.distant is not None or pidfds.keeps_exit_status():
+            return self.distant
+        if ward.pid in self.adopted or has_strangers(ward.bundle, ward.pid):
             from shim.keeper.distant import Distant  # never with a newer kernel
 
             self.distant = Distant(self.loop, self.orphans, self.log)
-        if self.distant is not None:
-            self.distant.adopted(ward.pid)
+        return self.distant
 
     def _hear(self, ward: Ward) -> None:
         """A shim says something, or is dead: then SIGCHLD says more."""
@@ -250,8 +255,8 @@ class Keeper:
         if not ward.read():
             self.loop.unregister(ward.channel.fileno())
         elif ward.is_settled and not was_settled:  # from here on nothing of it is lost with it
-            if self.distant is not None:
-                self.distant.settled(ward.pid, ward.bundle)
+            if (distant := self._distant(ward)) is not None:
+                distant.settled(ward.pid, ward.bundle)
             if ward.is_new:
                 ward.is_new = False
                 self.log.info(f"looking after shim {ward.pid} of {ward.bundle}, which was not forked here")

@@ -111,6 +111,13 @@ def recorded_processes(bundle: str, *, with_ended: bool = True) -> "dict[int, in
     return found
 
 
+def has_strangers(bundle: str, shim_pid: int) -> bool:
+    """Whether a process that a bundle names lives, and is a child of neither this process nor of its shim."""
+    found = [(ticks, parent_and_start(pid)) for pid, ticks in recorded_processes(bundle, with_ended=False).items()]
+    alive = [there for ticks, there in found if there is not None and ticks in (None, there[1])]
+    return any(parent not in (os.getpid(), shim_pid) for parent, _ in alive)
+
+
 def _pids_in_files(path: str) -> "set[int]":
     """What the runtime wrote: the pids of init and of execs."""
     bundle, found = Bundle(path), set()

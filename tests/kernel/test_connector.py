@@ -104,6 +104,28 @@ def test_so_does_one_that_is_killed(box: OldBox) -> None:
 
 
 @own_namespaces
+def test_so_does_one_whose_shim_and_keeper_were_killed_together() -> None:
+    """The next keeper has forked its shim, and neither is the parent of what the dead one left."""
+    with OldBox() as box:
+        box.create()
+        box.start()
+        for _ in range(2):
+            keeper = box.keeper_pid
+            os.kill(keeper, signal.SIGKILL)
+            os.kill(box.shim_pid, signal.SIGKILL)
+            box.wait_for_shim_end()
+            wait_until(lambda keeper=keeper: not is_running(keeper), what="the keeper to be gone")  # type: ignore[misc]
+            box.disconnect()
+            box.launch()
+        box.state()  # answered once it has taken over
+        wait_until(lambda: "listening to the process connector" in box.keeper_log(), what="the keeper to have seen it")
+        box.let_go()
+
+        assert box.wait().exit_status == 42
+        assert exits(box) == [("", 42, shim.EXIT_SOURCE_KEEPER)]
+
+
+@own_namespaces
 @pytest.mark.parametrize("is_first", ["the shim", "the exec"])
 def test_so_do_one_and_its_exec_that_end_in_the_moment_of_their_shim(box: OldBox, is_first: str) -> None:
     """The keeper hears of both deaths when both are over; of a stopped shim's zombie, too."""

@@ -348,6 +348,7 @@ def test_the_shims_of_an_old_keeper_go_to_the_new_one_when_it_dies() -> None:
 # --- everything
 
 
+@PINS
 def test_an_execs_status_survives_the_death_of_everybody_who_could_reap_it() -> None:
     """Its pin has it. One whose exit is told has none any more."""
     with KeptBox() as box:

@@ -18,9 +18,9 @@ from ttrpc.errors import StatusError
 from ttrpc.status import Code
 
 COUNT = 400
-# Writes numbered lines for two seconds, then ends with a code of its own.
-WRITER = ["sh", "-c", f"i=0; while [ $i -lt {COUNT} ]; do echo line $i; i=$((i+1)); usleep 5000; done; exit 42"]
 WAITER = ["sh", "-c", "while [ ! -e /go ]; do usleep 10000; done; exit 42"]
+# Writes numbered lines for two seconds, and stays until it is let go: with it would go what no shim has read yet.
+WRITER = ["sh", "-c", f"i=0; while [ $i -lt {COUNT} ]; do echo line $i; i=$((i+1)); usleep 5000; done; {WAITER[2]}"]
 LINES = [f"line {number}" for number in range(COUNT)]
 SOURCES = {shim.EXIT_SOURCE_WAITID, shim.EXIT_SOURCE_PIDFD, shim.EXIT_SOURCE_KEEPER}
 # Without a keeper nobody but a newer kernel knows how a dead shim's process ended (Linux 6.15).
@@ -195,6 +195,7 @@ def test_raw_log_is_complete_to_the_byte(query: str) -> None:
         box.start()
         for _ in range(6):
             box.replace_shim()
+        box.let_go()
 
         assert box.wait().exit_status == known(42)
         names = sorted((name for name in os.listdir(box.folder) if name.startswith("c.log")), key=_age, reverse=True)
@@ -218,6 +219,7 @@ def test_json_log_goes_on(box: ShimBox) -> None:
         box.start()
         for _ in range(6):
             box.replace_shim()
+        box.let_go()
 
         assert box.wait().exit_status == known(42)
         records = [json.loads(line) for line in _read(log).splitlines()]
